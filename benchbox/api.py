@@ -1,0 +1,443 @@
+"""What plugin authors import: the base class of each kind of plugin and the values that pass between them.
+
+Subclass a base, set its class facts, write the one method that it asks for, and return the class from the hook of its
+kind (``benchbox.hookspecs``). Loops, batching, counting, budget checks and norms belong to the worker.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from benchbox.domain import Array, Job, Norm, Outcome, Record, Score, Split, Threat
+from benchbox.errors import ContractError, DataError
+from benchbox.streams import RowRandom
+
+if TYPE_CHECKING:
+    from benchbox.results import Results
+
+__all__ = [
+    "AttackTarget", "Batch", "BudgetAttack", "ContractError", "DataError", "Dataset", "Defense", "Examples", "Executor",
+    "Metric", "MinimumNormAttack", "Model", "Options", "Probe", "Protected", "RejectLogit", "Report", "RowRandom",
+    "Rows", "StepAttack", "WeightPerturbation", "adversarial_loss", "fooled", "target_layers",
+]  # fmt: skip
+
+Needs = Literal["gradients", "scores", "decisions"]
+
+
+class Options(BaseModel):
+    """Base of every plugin's options: unknown names, wrong types, NaN and infinities are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Plugin(ABC):
+    """What all kinds share. ``name`` is kebab-case; raise ``version`` when results can change."""
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    stochastic: bool = False
+    """Whether the seed can change the result (a class fact, or a property that looks at the options)."""
+    Options: type[Options] = Options
+    options: Any
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+
+    def fingerprint(self, data_dir: Path) -> str:
+        """A digest of the files behind this plugin (weights, data), or "". Raises DataError when one is missing."""
+        return ""
+
+    @classmethod
+    def unavailable(cls) -> str | None:
+        """Why this plugin cannot be used here and what to install, or None when it can."""
+        return None
+
+
+# ------------------------------------------------------------------------------------------------ data and models
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """Images, float32 (n, c, h, w) in [0, 1], and their labels, int64 (n,), in a fixed order."""
+
+    images: Float[Tensor, "n c h w"]
+    labels: Int[Tensor, " n"]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def head(self, count: int) -> Examples:
+        """The first ``count`` examples."""
+        return Examples(self.images[:count], self.labels[:count])
+
+    def take(self, index: Tensor) -> Examples:
+        """The examples that ``index`` (bool mask or int64 indices) selects."""
+        return Examples(self.images[index], self.labels[index])
+
+
+class Dataset(Plugin):
+    """A data set. ``num_classes`` and ``shape`` (c, h, w) are class facts, or properties that look at the options."""
+
+    num_classes: int
+    shape: tuple[int, int, int]
+
+    @abstractmethod
+    def load(self, split: Split, data_dir: Path) -> Examples:
+        """Return a split: images in [0, 1], always in the same order.
+
+        ``train`` and ``calibration`` are disjoint parts of the training data: models learn from the first, defenses
+        and detectors are fitted on the second. Raises DataError, which says what to set or fetch, when files are
+        missing or damaged.
+        """
+
+
+class Model(Plugin):
+    """A classifier."""
+
+    @abstractmethod
+    def load(self, data_dir: Path) -> nn.Module:
+        """Return a module that maps images in [0, 1], float32 (n, c, h, w), to logits (n, num_classes).
+
+        Normalisation lives inside the module. Raises DataError when weights are missing, damaged or of other shapes.
+        """
+
+
+class WeightPerturbation(Plugin):
+    """A change of a model's parameters without an adversary: a filter, noise.
+
+    The option ``layer`` names the layer to perturb, ``"*"`` all of them together; a grid may say ``"@each"``, which
+    becomes one entry per layer of each model. ``targets`` are the module types whose weights can be perturbed.
+    """
+
+    targets: ClassVar[tuple[type[nn.Module], ...]] = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+
+    class Options(Options):
+        layer: str = "*"
+
+    @abstractmethod
+    def apply(self, model: nn.Module, rng: torch.Generator) -> nn.Module:
+        """Return a perturbed copy; ``model`` stays untouched. Raises ContractError for a layer that does not exist."""
+
+
+def target_layers(model: nn.Module, targets: tuple[type[nn.Module], ...], layer: str = "*") -> dict[str, nn.Module]:
+    """The named submodules of the types ``targets`` that ``layer`` selects, in order; a shared one counts once.
+
+    Raises ContractError, with the names that exist, when there is none.
+    """
+    layers = {name: part for name, part in model.named_modules() if isinstance(part, targets)}
+    chosen = layers if layer == "*" else {name: part for name, part in layers.items() if name == layer}
+    if not chosen:
+        known = ", ".join(repr(name) for name in layers) or "none"
+        raise ContractError(f"the model has no layer {layer!r} to perturb. Its layers: {known}")
+    return chosen
+
+
+# ------------------------------------------------------------------------------------------------ defenses
+
+
+class Protected(nn.Module):
+    """A model behind a defense. Override what the defense changes; the rest passes on to ``model``."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
+        """Logits of the protected model."""
+        return self.model(x)
+
+    def evidence(self, x: Float[Tensor, "n c h w"]) -> dict[str, Float[Tensor, " n"]]:
+        """Detection scores by name, higher = more adversarial; empty where nothing is detected."""
+        return {}
+
+    def rejects(self, evidence: Mapping[str, Float[Tensor, " n"]]) -> Bool[Tensor, " n"]:
+        """Which inputs are refused, given their :meth:`evidence`; thresholds were fixed on the calibration split.
+
+        Called only where there is evidence; non-finite evidence should be refused.
+        """
+        return torch.zeros_like(next(iter(evidence.values())), dtype=torch.bool)
+
+    def surrogate(self) -> nn.Module:
+        """The differentiable stand-in that an adaptive attacker uses (BPDA); by default the model itself.
+
+        It maps images to logits (n, k). A detector's has one further column, "rejected", which wins exactly when the
+        input is refused: see :class:`RejectLogit`.
+        """
+        return self
+
+
+class RejectLogit(nn.Module):
+    """A detector as a classifier with a class "rejected" more (after Carlini & Wagner 2017, "Adversarial examples are
+    not easily detected", §4): logits z and a score s become (z, max z + (s - threshold) / scale).
+
+    ``score`` maps images to a differentiable detection score (n,), ``scale`` is the spread of clean scores.
+    """
+
+    def __init__(
+        self, model: nn.Module, score: Callable[[Tensor], Tensor], threshold: float, scale: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.model, self.score, self.threshold, self.scale = model, score, threshold, scale
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k1"]:
+        logits = self.model(x)
+        margin = (self.score(x) - self.threshold) / self.scale
+        return torch.cat([logits, (logits.amax(1) + margin)[:, None]], dim=1)
+
+
+class Defense(Plugin):
+    """Protects a model."""
+
+    differentiable: bool = True
+    """Whether ``surrogate`` lets gradients through; if not, only attacks without gradients meet it adaptively."""
+    detects: bool = False
+    """Whether it rejects inputs; its surrogate then has a "rejected" column."""
+
+    @abstractmethod
+    def protect(self, model: nn.Module, calibration: Examples, rng: torch.Generator) -> Protected:
+        """Return the model behind this defense, fitted on ``calibration`` (never on test data).
+
+        A defense that is random when it is used keeps ``rng`` and draws from it.
+        """
+
+
+# ------------------------------------------------------------------------------------------------ attacks
+
+
+class AttackTarget(nn.Module):
+    """The model as an attack meets it: ``target(x)`` gives the raw logits; passes are counted.
+
+    Parameters need no gradients. ``rejects`` says that the logits have a "rejected" column behind the
+    ``num_classes`` classes; attacks that set ``rejection_aware`` use :meth:`logits`.
+    """
+
+    def __init__(self, model: nn.Module, num_classes: int, rejects: bool = False) -> None:
+        super().__init__()
+        self.model, self.num_classes, self.rejects = model, num_classes, rejects
+        self.forwards = 0  # inputs that went through the model
+        self.backwards = 0  # inputs that gradients came back to
+
+    def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
+        self.forwards += len(x)
+        logits = self.model(x)
+        if logits.requires_grad:
+            logits.register_hook(self._count_backward)
+        return logits
+
+    def _count_backward(self, gradient: Tensor) -> None:
+        self.backwards += len(gradient)
+
+    def logits(self, x: Float[Tensor, "n c h w"], y: Int[Tensor, " n"]) -> Float[Tensor, "n k"]:
+        """Logits of the ``num_classes`` classes where "rejected" counts as the true class ``y``.
+
+        The two columns are merged by logsumexp, so that the softmax mass of the other classes stays what it was:
+        an attack that makes them win has an input that is misclassified *and* accepted.
+        """
+        logits = self(x)
+        if not self.rejects:
+            return logits
+        classes, rejected = logits[:, :-1], logits[:, -1:]
+        true = torch.nn.functional.one_hot(y, self.num_classes).bool()
+        return torch.where(true, torch.logaddexp(classes, rejected), classes)
+
+
+def fooled(logits: Float[Tensor, "n k"], y: Int[Tensor, " n"], threat: Threat) -> Bool[Tensor, " n"]:
+    """Whether the prediction is what the attacker wants: not ``y``, or exactly ``y`` where ``threat`` is targeted."""
+    hit = logits.argmax(1) == y
+    return hit if threat.targeted else ~hit
+
+
+def adversarial_loss(
+    logits: Float[Tensor, "n k"], y: Int[Tensor, " n"], threat: Threat, kind: Literal["ce", "margin"] = "ce"
+) -> Float[Tensor, " n"]:
+    """What an attacker maximises, per example: cross entropy, or the margin max over others of z - z_y.
+
+    Targeted threats (``y`` is the target) turn the sign.
+    """
+    if kind == "ce":
+        loss = torch.nn.functional.cross_entropy(logits, y, reduction="none")
+    else:
+        true = torch.nn.functional.one_hot(y, logits.shape[1]).bool()
+        loss = logits.masked_fill(true, -torch.inf).amax(1) - logits.gather(1, y[:, None])[:, 0]
+    return -loss if threat.targeted else loss
+
+
+class Attack(Plugin):
+    """What all attacks share."""
+
+    norms: ClassVar[tuple[Norm, ...]]
+    needs: ClassVar[Needs] = "gradients"
+    targeted: ClassVar[bool] = False
+    """Whether it can aim at a given class (``y`` is then the target)."""
+    rejection_aware: ClassVar[bool] = False
+    """Whether it handles a detector's "rejected" column (``AttackTarget.logits`` does it)."""
+    batch_dependent: ClassVar[bool] = False
+    """Whether an example's result depends on the others in its batch; the batch size is then part of the identity."""
+
+
+class BudgetAttack(Attack):
+    """An attack that stays within ``threat.eps``."""
+
+    @abstractmethod
+    def perturb(
+        self, model: AttackTarget, x: Float[Tensor, "n c h w"], y: Int[Tensor, " n"], threat: Threat, rng: RowRandom
+    ) -> Float[Tensor, "n c h w"]:
+        """Return inputs in [0, 1] within ``threat`` of ``x`` that try to change the prediction.
+
+        ``x`` float32, ``y`` int64: the true labels (or the targets of a targeted threat). ``rng`` has one stream per
+        row. The worker checks range, finiteness and budget, and decides by itself which inputs succeeded.
+        """
+
+
+class MinimumNormAttack(Attack):
+    """An attack that looks for the nearest adversarial input; runs once and is read off at every eps."""
+
+    @abstractmethod
+    def perturb(
+        self, model: AttackTarget, x: Float[Tensor, "n c h w"], y: Int[Tensor, " n"], threat: Threat, rng: RowRandom
+    ) -> Float[Tensor, "n c h w"]:
+        """Return, for each input, the adversarial input in [0, 1] with the smallest ``threat.norm`` that was found.
+
+        ``threat.eps`` is infinite. Where none was found, return the clean input.
+        """
+
+
+@dataclass(slots=True)
+class Rows:
+    """The state of a :class:`StepAttack`; row i is one try (restart) at one example, independent of its neighbours.
+
+    ``x``, ``y`` are what the row was started with; ``best`` is the input that it hands out when it leaves;
+    ``broken`` says that ``best`` fooled the model; ``done`` says that its budget is spent; ``step`` counts steps;
+    ``state`` holds whatever else the attack needs, each tensor with one entry per row.
+    """
+
+    x: Float[Tensor, "n c h w"]
+    y: Int[Tensor, " n"]
+    best: Float[Tensor, "n c h w"]
+    broken: Bool[Tensor, " n"]
+    done: Bool[Tensor, " n"]
+    step: Int[Tensor, " n"]
+    rng: RowRandom
+    state: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def begin(cls, x: Tensor, y: Tensor, rng: RowRandom, best: Tensor | None = None, **state: Tensor) -> Rows:
+        """Fresh rows: nothing broken, nothing done, step 0."""
+        none = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        return cls(x, y, x if best is None else best, none, none.clone(), torch.zeros_like(y), rng, dict(state))
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def take(self, index: Tensor) -> Rows:
+        """The rows that ``index`` (bool mask or int64 indices) selects."""
+        return Rows(
+            self.x[index], self.y[index], self.best[index], self.broken[index], self.done[index], self.step[index],
+            self.rng.take(index), {name: value[index] for name, value in self.state.items()},
+        )  # fmt: skip
+
+    @staticmethod
+    def cat(parts: list[Rows]) -> Rows:
+        """The rows of all ``parts``, one after another."""
+        names = ("x", "y", "best", "broken", "done", "step")
+        joined = [torch.cat([getattr(part, name) for part in parts]) for name in names]
+        state = {name: torch.cat([part.state[name] for part in parts]) for name in parts[0].state}
+        return Rows(*joined, RowRandom.cat([part.rng for part in parts]), state)
+
+    def replace(self, **changes: Any) -> Rows:
+        """A copy with some fields changed."""
+        return replace(self, **changes)
+
+
+class StepAttack(Attack):
+    """An attack that the engine drives: it keeps its whole state in rows and writes no loop.
+
+    The engine fills batches with rows of many examples and restarts, calls :meth:`step` until each row is ``broken``
+    or ``done``, and puts the next row in the place of one that left.
+    """
+
+    @property
+    def restarts(self) -> int:
+        """How many rows each example gets, one after another, until one is broken."""
+        return 1
+
+    @abstractmethod
+    def start(self, x: Float[Tensor, "n c h w"], y: Int[Tensor, " n"], threat: Threat, rng: RowRandom) -> Rows:
+        """Return fresh rows for these inputs. Makes no pass of the model."""
+
+    @abstractmethod
+    def step(self, model: AttackTarget, rows: Rows, threat: Threat) -> Rows:
+        """Return the rows one step on, with ``step``, ``best``, ``broken`` and ``done`` brought up to date."""
+
+
+# ------------------------------------------------------------------------------------------------ the rest
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What a probe measures on: clean and adversarial inputs (n, c, h, w) and the true labels (n,)."""
+
+    clean: Float[Tensor, "n c h w"]
+    adversarial: Float[Tensor, "n c h w"]
+    labels: Int[Tensor, " n"]
+
+
+class Probe(Plugin):
+    """Measures a model's insides."""
+
+    axis: ClassVar[Literal["model", "layer", "neuron", "example"]]
+
+    @abstractmethod
+    def measure(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> Mapping[str, Mapping[str, float]]:
+        """Return values by subject (``model``, a layer, ``layer:channel``, an example's index) and name."""
+
+
+class Metric(Plugin):
+    """Scores a record: a pure function of NumPy arrays."""
+
+    higher_is_better: ClassVar[bool] = True
+    unit: ClassVar[str] = ""
+
+    @abstractmethod
+    def score(self, record: Record) -> Mapping[str, Score]:
+        """Return scores by name; empty where the metric does not apply, ``Score(None)`` where it is undefined."""
+
+
+class Executor(Plugin, AbstractContextManager["Executor"]):
+    """Runs jobs somewhere; used as a context manager."""
+
+    workers: int = 1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+    @abstractmethod
+    def map(self, fn: Callable[[Job], Iterable[Outcome]], jobs: Iterable[Job]) -> Iterator[Outcome]:
+        """Yield the outcomes of ``fn`` over all jobs as they are finished, in any order.
+
+        ``fn`` is importable by name (it can be pickled) and yields one outcome per cell of its job.
+        """
+
+
+class Report(Plugin):
+    """Turns results of many cells into a page or a picture; reads nothing but ``Results``."""
+
+    @abstractmethod
+    def render(self, results: Results, out: Path) -> list[Path]:
+        """Write files into the folder ``out`` and return their paths; an empty list where there is nothing to say."""

@@ -1,0 +1,304 @@
+"""The nouns of benchbox: frozen dataclasses that every layer passes on. Imports NumPy, never torch."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from benchbox.errors import StoreError
+from benchbox.identity import CELL_VERSION, digest
+
+Norm = Literal["linf", "l2", "l1", "l0"]
+Access = Literal["adaptive", "oblivious"]
+Precision = Literal["float32"]
+Split = Literal["train", "calibration", "test"]
+Kind = Literal[
+    "dataset", "model", "weight_perturbation", "defense", "attack", "probe", "metric", "executor", "report"
+]  # fmt: skip
+KINDS: tuple[Kind, ...] = (
+    "dataset", "model", "weight_perturbation", "defense", "attack", "probe", "metric", "executor", "report"
+)  # fmt: skip
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Threat:
+    """What an adversary may do to an input.
+
+    ``eps`` is the radius of the ``norm`` ball around the clean input, in units of the [0, 1] pixel range;
+    ``math.inf`` is what a minimum-norm attack gets. ``targeted``: the attacker must reach a given class.
+    """
+
+    norm: Norm
+    eps: float
+    targeted: bool = False
+
+    @property
+    def label(self) -> str:
+        """Short text for tables: ``linf 8/255``."""
+        return f"{self.norm} {format_eps(self.eps)}" + (" targeted" if self.targeted else "")
+
+    def identity(self) -> dict[str, Any]:
+        return {"norm": self.norm, "eps": self.eps, "targeted": self.targeted}
+
+
+def format_eps(eps: float) -> str:
+    """A radius as people write it: ``8/255`` where it is one, else the shortest decimal."""
+    if not math.isfinite(eps):
+        return str(eps)
+    text = f"{eps:g}"
+    scaled = Fraction(eps * 255).limit_denominator(8)
+    if len(text) > 5 and scaled.denominator == 1 and abs(float(scaled) / 255 - eps) < 1e-9:
+        return f"{scaled.numerator}/255"
+    return text
+
+
+@dataclass(frozen=True)
+class Component:
+    """One plugin with one choice of options, as a cell uses it: all of it is part of the cell's identity."""
+
+    kind: Kind
+    provider: str  # the distribution that offers it
+    name: str
+    version: int
+    options: Mapping[str, Any]  # validated, defaults filled in
+    fingerprint: str = ""  # of the weights or data behind it
+
+    def identity(self) -> dict[str, Any]:
+        return {item.name: getattr(self, item.name) for item in fields(self)}
+
+    @cached_property
+    def digest(self) -> str:
+        return digest(self.identity())
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number's worth of work. ``None`` says that this part is absent (no defense) or cannot matter (seed)."""
+
+    dataset: Component
+    model: Component
+    weight_perturbation: Component | None
+    defense: Component | None
+    attack: Component | None
+    threat: Threat | None
+    access: Access | None
+    seed: int | None
+    examples: int
+    precision: Precision = "float32"
+    batch_size: int | None = None  # in the identity only where a result depends on it
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that can change the result, as JSON values."""
+        parts: dict[str, Any] = {kind: _identity(getattr(self, kind)) for kind in CELL_KINDS}
+        return parts | {
+            "threat": _identity(self.threat),
+            "access": self.access,
+            "seed": self.seed,
+            "examples": self.examples,
+            "precision": self.precision,
+            "batch_size": self.batch_size,
+            "cell_version": CELL_VERSION,
+        }
+
+    @cached_property
+    def key(self) -> str:
+        """SHA-256 of the identity, as 64 hexadecimal digits."""
+        return digest(self.identity())
+
+    @property
+    def label(self) -> str:
+        """One line for progress displays and errors."""
+        names = [self.model.name, *(part.name for part in (self.weight_perturbation, self.defense) if part)]
+        attack = f"{self.attack.name} {self.threat.label}" if self.attack and self.threat else "clean"
+        return f"{self.dataset.name} · {' · '.join(names)} · {attack}" + (f" · {self.access}" if self.access else "")
+
+
+CELL_KINDS: tuple[Kind, ...] = ("dataset", "model", "weight_perturbation", "defense", "attack")
+
+
+def _identity(part: Component | Threat | None) -> dict[str, Any] | None:
+    return part.identity() if part else None
+
+
+@dataclass(frozen=True, slots=True)
+class Exclusion:
+    """Something that the grid names and that cannot run, with the reason."""
+
+    description: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a grid file asks for: the cells in order, the probes of each, and what was left out and why."""
+
+    name: str
+    cells: tuple[Cell, ...]
+    excluded: tuple[Exclusion, ...] = ()
+    probes: tuple[Component, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """How to compute: none of it may change a result (it is stored beside the result, never in the key)."""
+
+    data_dir: Path
+    examples_dir: Path | None = None  # where adversarial examples are kept; None keeps none
+    batch_size: int = 256
+    device: str = "cpu"
+    threads: int | None = None
+    plugins: tuple[str, ...] = ()  # modules named in the settings, registered beside the entry points
+    blocked: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Cells that share dataset, model, weight perturbation, defense and seed, computed together."""
+
+    cells: tuple[Cell, ...]
+    execution: Execution
+    probes: tuple[Component, ...] = ()
+
+
+@dataclass(frozen=True)
+class Record:
+    """What happened to each of the n examples of a cell. All arrays have n as their first axis.
+
+    ``clean_*`` describe the unattacked input under the protected model, the others the adversarial one. Examples
+    that were not attacked (misclassified or rejected already) carry their clean values and zero distances.
+    """
+
+    label: Array  # int64, the true class
+    clean_prediction: Array  # int64
+    clean_rejected: Array  # bool
+    clean_loss: Array  # float32, cross entropy in nats
+    attacked: Array  # bool: correct and accepted before the attack
+    prediction: Array  # int64, in the separate float32 pass over the adversarial input
+    rejected: Array  # bool, likewise
+    loss: Array  # float32, cross entropy in nats
+    claimed: Array  # bool: the attack itself says that it succeeded
+    success: Array  # bool: verified: attacked, accepted and misclassified (targeted: predicted as the target)
+    linf: Array  # float32, distance to the clean input in units of the [0, 1] pixel range
+    l2: Array
+    l1: Array
+    l0: Array  # number of values (not pixels) that changed
+    forwards: Array  # float32, passes of the attacked model spent on the example
+    backwards: Array
+    seconds: Array  # float32, the example's share of its batches' time
+    clean_evidence: Mapping[str, Array] = field(default_factory=dict)  # detector scores, higher = more adversarial
+    evidence: Mapping[str, Array] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    @property
+    def clean_correct(self) -> Array:
+        """bool: accepted and classified correctly before the attack."""
+        return (self.clean_prediction == self.label) & ~self.clean_rejected
+
+    @property
+    def robust(self) -> Array:
+        """bool: clean input accepted and correct, and the attack did not succeed on it."""
+        return self.clean_correct & ~self.success
+
+    def to_bytes(self) -> bytes:
+        """The record as a compressed npz without pickles (format ``npz/1``)."""
+        arrays: dict[str, Array] = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, Mapping):
+                arrays |= {f"{item.name}.{name}": array for name, array in value.items()}
+            else:
+                arrays[item.name] = value
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+        return buffer.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Record:
+        """The inverse of :meth:`to_bytes`. Raises StoreError when ``data`` is not such a record."""
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+            plain = {name: array for name, array in arrays.items() if "." not in name}
+            nested: dict[str, dict[str, Array]] = {"clean_evidence": {}, "evidence": {}}
+            for name, array in arrays.items():
+                if "." in name:
+                    group, _, key = name.partition(".")
+                    nested[group][key] = array
+            return cls(**plain, **nested)
+        except Exception as error:
+            raise StoreError(f"a stored record cannot be read ({error}); recompute its cell") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A metric's verdict on a record: ``value`` is None where it is undefined; ``low``/``high`` bound 95 %."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    n: int = 0  # examples that the value is an average over
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a cell took: wall seconds, and passes of the attacked model summed over examples."""
+
+    seconds: float = 0.0
+    forwards: float = 0.0
+    backwards: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """A reason to doubt a verdict: a stable ``name``, the evidence, and the next step."""
+
+    name: str
+    detail: str
+    next_step: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One value of a probe: ``subject`` is a layer, a neuron, an example or ``model``."""
+
+    probe: str
+    subject: str
+    name: str
+    value: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a worker hands back for one cell: a record, or an ``error`` that says why there is none."""
+
+    key: str
+    record: Record | None = None
+    error: str | None = None
+    cost: Cost = Cost()
+    flags: tuple[Flag, ...] = ()
+    measurements: tuple[Measurement, ...] = ()
+    device: str = "cpu"
+    environment: Mapping[str, str] = field(default_factory=dict)
+    examples_sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CellFinished:
+    """What observers get after a cell was committed."""
+
+    cell: Cell
+    outcome: Outcome
+    scores: Mapping[tuple[str, str], Score]  # by (metric, name)
+    done: int
+    total: int
