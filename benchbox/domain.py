@@ -251,6 +251,16 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
+class MetricScore:
+    """A score with where it comes from. ``name == ""`` says that the metric was asked and does not apply."""
+
+    metric: str
+    version: int
+    name: str
+    score: Score
+
+
+@dataclass(frozen=True, slots=True)
 class Cost:
     """What a cell took: wall seconds, and passes of the attacked model summed over examples."""
 
@@ -299,6 +309,6 @@ class CellFinished:
 
     cell: Cell
     outcome: Outcome
-    scores: Mapping[tuple[str, str], Score]  # by (metric, name)
+    scores: tuple[MetricScore, ...]
     done: int
     total: int
