@@ -121,6 +121,8 @@ class WeightPerturbation(Plugin):
     """
 
     targets: ClassVar[tuple[type[nn.Module], ...]] = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+    unseeded: ClassVar[tuple[str, ...]] = ()
+    """Options that do not enter the seed: with ``("level",)`` all levels of a noise scale one and the same draw."""
 
     class Options(Options):
         layer: str = "*"
@@ -128,6 +130,10 @@ class WeightPerturbation(Plugin):
     @abstractmethod
     def apply(self, model: nn.Module, rng: torch.Generator) -> nn.Module:
         """Return a perturbed copy; ``model`` stays untouched. Raises ContractError for a layer that does not exist."""
+
+    def layers(self, model: nn.Module) -> list[str]:
+        """The layers that ``layer = "@each"`` stands for."""
+        return list(target_layers(model, self.targets))
 
 
 def target_layers(model: nn.Module, targets: tuple[type[nn.Module], ...], layer: str = "*") -> dict[str, nn.Module]:

@@ -95,6 +95,7 @@ class Cell:
     examples: int
     precision: Precision = "float32"
     batch_size: int | None = None  # in the identity only where a result depends on it
+    prefix_seed: int | None = None  # the seed as far as the protected model depends on it; not in the identity
 
     def identity(self) -> dict[str, Any]:
         """Everything that can change the result, as JSON values."""

@@ -13,6 +13,14 @@ class GridError(BenchboxError):
     exit_code = 2
 
 
+class OptionError(GridError):
+    """An option of a plugin is wrong; whoever knows the file puts the place in front (``option`` names the field)."""
+
+    def __init__(self, option: str, message: str) -> None:
+        super().__init__(message)
+        self.option = option
+
+
 class PluginError(BenchboxError):
     """A plugin is missing, broken or collides with another; the message names its provider."""
 
