@@ -1,0 +1,59 @@
+"""torchvision: any of torchvision's classifiers by name, behind its normalisation."""
+
+from __future__ import annotations
+
+import difflib
+from collections import OrderedDict
+from importlib.util import find_spec
+from typing import Self
+
+from pydantic import Field, model_validator
+from torch import nn
+
+from benchbox.api import DataError
+from benchbox_models.network import NetworkModel, Normalise, WeightOptions
+
+
+class TorchvisionOptions(WeightOptions):
+    """Which network, for how many classes; by default ImageNet's constants."""
+
+    arch: str = Field(description="the network's name in torchvision, such as resnet50")
+    num_classes: int = Field(1000, ge=2)
+    mean: list[float] = Field([0.485, 0.456, 0.406])
+    std: list[float] = Field([0.229, 0.224, 0.225])
+
+    @model_validator(mode="after")
+    def _three_channels(self) -> Self:
+        if not len(self.mean) == len(self.std) == 3 or min(self.std) <= 0:
+            raise ValueError("mean and std need 3 numbers each (torchvision's networks take RGB), std positive")
+        return self
+
+
+class TorchvisionModel(NetworkModel):
+    """Weights are a file that you have: torchvision's own downloads (a state dict), or what `benchbox train` wrote."""
+
+    name = "torchvision"
+    prefix = "net."
+    Options = TorchvisionOptions
+    options: TorchvisionOptions
+
+    @classmethod
+    def unavailable(cls) -> str | None:
+        return None if find_spec("torchvision") else "torchvision is not installed: pip install torchvision"
+
+    def build(self) -> nn.Module:
+        from torchvision import models
+
+        arch, known = self.options.arch, models.list_models(module=models)
+        if arch not in known:
+            close = difflib.get_close_matches(arch, known, n=3, cutoff=0.4)
+            raise DataError(
+                f"model torchvision: option arch: torchvision has no classifier {arch!r}. "
+                f"Did you mean {' or '.join(close) or 'one of ' + ', '.join(known)}?"
+            )
+        extra = {"init_weights": True} if arch in {"googlenet", "inception_v3"} else {}  # silences their warning
+        net = models.get_model(arch, weights=None, num_classes=self.options.num_classes, **extra)
+        return nn.Sequential(OrderedDict(normalise=Normalise(self.options.mean, self.options.std), net=net))
+
+    def inner(self, module: nn.Module) -> nn.Module:
+        return module.get_submodule("net")
