@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from benchbox.domain import Array, Job, Norm, Outcome, Record, Score, Split, Threat
 from benchbox.errors import ContractError, DataError
+from benchbox.statistics import conservative_threshold, wilson
 from benchbox.streams import RowRandom
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AttackTarget", "Batch", "BudgetAttack", "ContractError", "DataError", "Dataset", "Defense", "Examples", "Executor",
     "Metric", "MinimumNormAttack", "Model", "Options", "Probe", "Protected", "RejectLogit", "Report", "RowRandom",
-    "Rows", "StepAttack", "WeightPerturbation", "adversarial_loss", "fooled", "target_layers",
+    "Rows", "StepAttack", "WeightPerturbation", "adversarial_loss", "conservative_threshold", "fooled", "target_layers", "wilson",
 ]  # fmt: skip
 
 Needs = Literal["gradients", "scores", "decisions"]
@@ -48,10 +49,10 @@ class Plugin(ABC):
     version: ClassVar[int] = 1
     stochastic: bool = False
     """Whether the seed can change the result (a class fact, or a property that looks at the options)."""
-    Options: type[Options] = Options
+    Options: type[BaseModel] = Options
     options: Any
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: BaseModel) -> None:
         self.options = options
 
     def fingerprint(self, data_dir: Path) -> str:
@@ -291,6 +292,11 @@ class Attack(Plugin):
     batch_dependent: ClassVar[bool] = False
     """Whether an example's result depends on the others in its batch; the batch size is then part of the identity."""
 
+    @property
+    def passes(self) -> int | None:
+        """Passes per example at most, a backward pass counting as two; None: unknown. For the estimate of a plan."""
+        return None
+
 
 class BudgetAttack(Attack):
     """An attack that stays within ``threat.eps``."""
@@ -357,9 +363,9 @@ class Rows:
     def cat(parts: list[Rows]) -> Rows:
         """The rows of all ``parts``, one after another."""
         names = ("x", "y", "best", "broken", "done", "step")
-        joined = [torch.cat([getattr(part, name) for part in parts]) for name in names]
+        joined: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
         state = {name: torch.cat([part.state[name] for part in parts]) for name in parts[0].state}
-        return Rows(*joined, RowRandom.cat([part.rng for part in parts]), state)
+        return Rows(**joined, rng=RowRandom.cat([part.rng for part in parts]), state=state)
 
     def replace(self, **changes: Any) -> Rows:
         """A copy with some fields changed."""
@@ -421,9 +427,14 @@ class Metric(Plugin):
 
 
 class Executor(Plugin, AbstractContextManager["Executor"]):
-    """Runs jobs somewhere; used as a context manager."""
+    """Runs jobs somewhere; used as a context manager. ``workers`` jobs run at once."""
 
-    workers: int = 1
+    in_process: ClassVar[bool] = False
+    """Whether ``fn`` runs in this very process, so that it need not be picklable."""
+
+    def __init__(self, options: BaseModel, workers: int = 1) -> None:
+        super().__init__(options)
+        self.workers = workers
 
     def __enter__(self) -> Self:
         return self
@@ -437,7 +448,8 @@ class Executor(Plugin, AbstractContextManager["Executor"]):
     def map(self, fn: Callable[[Job], Iterable[Outcome]], jobs: Iterable[Job]) -> Iterator[Outcome]:
         """Yield the outcomes of ``fn`` over all jobs as they are finished, in any order.
 
-        ``fn`` is importable by name (it can be pickled) and yields one outcome per cell of its job.
+        ``fn`` can be pickled and yields one outcome per cell of its job. When a worker dies, the cells that it had not
+        finished get failed outcomes and the other jobs go on.
         """
 
 

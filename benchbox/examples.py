@@ -1,0 +1,49 @@
+"""Adversarial examples as files beside the database, addressed by the key of their cell and checksummed."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+
+from benchbox.domain import Array
+from benchbox.errors import StoreError
+from benchbox.identity import file_digest
+
+
+def examples_path(folder: Path, key: str) -> Path:
+    """Where the examples of the cell ``key`` lie."""
+    return folder / key[:2] / f"{key}.npz"
+
+
+def save_examples(folder: Path, key: str, index: Array, adversarial: Array) -> str:
+    """Write ``adversarial`` float32 (m, c, h, w) at the data set positions ``index`` (m,); returns the SHA-256.
+
+    The file appears whole or not at all. Raises OSError when the disk refuses.
+    """
+    path = examples_path(folder, key)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, index=index.astype(np.int64), adversarial=adversarial.astype(np.float32))
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    try:
+        partial.write_bytes(buffer.getvalue())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return file_digest(path)
+
+
+def load_examples(folder: Path, key: str, sha256: str | None) -> tuple[Array, Array]:
+    """Read back ``(index, adversarial)``. Raises StoreError when the file is missing or is not the one stored."""
+    path = examples_path(folder, key)
+    if sha256 is None or not path.is_file():
+        raise StoreError(
+            f"no adversarial examples of cell {key[:12]} in {folder}: run its grid with keep_examples = true"
+        )
+    if file_digest(path) != sha256:
+        raise StoreError(f"{path} is not the file that was stored (its SHA-256 differs): recompute the cell")
+    with np.load(path, allow_pickle=False) as archive:
+        return archive["index"], archive["adversarial"]

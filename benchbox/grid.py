@@ -1,0 +1,392 @@
+"""Grid files: TOML in, a plan out. ``expand`` is a pure function of the file, the plugins and the files they name."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from benchbox.config import read_toml
+from benchbox.domain import Access, Cell, Component, Exclusion, Kind, Norm, Plan, Precision, Threat
+from benchbox.errors import DataError, GridError, OptionError, PluginError
+from benchbox.registry import Registry, did_you_mean
+
+if TYPE_CHECKING:
+    from benchbox.api import Attack, Defense, Plugin
+
+UNDEFENDED = "none"
+EACH_LAYER = "@each"
+
+
+def _parse_number(value: Any) -> Any:
+    """A number, or a fraction in a string such as "8/255"."""
+    if isinstance(value, str):
+        try:
+            return float(Fraction(value))
+        except (ValueError, ZeroDivisionError):
+            raise ValueError(f'{value!r} is no number; write 0.1 or a fraction such as "8/255"') from None
+    return value
+
+
+def _as_list(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
+def _distinct(values: Sequence[Any]) -> Sequence[Any]:
+    for position, value in enumerate(values):
+        if value in values[:position]:
+            raise ValueError(f"{value!r} stands twice; remove one")
+    return values
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Entry(BaseModel):
+    """A plugin by name with its options; ``sweep.<option>`` makes one entry per value (cartesian within the entry)."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    name: str = Field(description="name of the plugin")
+    sweep: dict[str, list[Any] | Spacing] = Field({}, description="values per option: a list or a spacing")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+    @field_validator("sweep")
+    @classmethod
+    def _not_empty(cls, sweep: dict[str, Any]) -> dict[str, Any]:
+        for option, values in sweep.items():
+            if isinstance(values, list):
+                if not values:
+                    raise ValueError(f"sweep.{option} is an empty list; give at least one value or remove it")
+                _distinct(values)
+        return sweep
+
+    def choices(self) -> Iterator[dict[str, Any]]:
+        """The options of each entry that the sweep stands for."""
+        values = [spec.values() if isinstance(spec, Spacing) else spec for spec in self.sweep.values()]
+        for combination in itertools.product(*values):
+            yield self.options | dict(zip(self.sweep, combination, strict=True))
+
+
+class Spacing(Strict):
+    """``num`` values from ``start`` to ``stop``, both included."""
+
+    start: float = Field(description="first value")
+    stop: float = Field(description="last value")
+    num: int = Field(ge=1, description="how many values")
+    scale: Literal["linear", "log"] = Field("linear", description="linear, or log for a geometric spacing")
+
+    @model_validator(mode="after")
+    def _positive_logarithms(self) -> Spacing:
+        if self.scale == "log" and min(self.start, self.stop) <= 0:
+            raise ValueError("a log scale needs start and stop above 0")
+        return self
+
+    def values(self) -> list[float]:
+        """The values; both ends are exact."""
+        if self.num == 1:
+            return [self.start]
+        steps = [index / (self.num - 1) for index in range(self.num)]
+        if self.scale == "log":
+            low, high = math.log(self.start), math.log(self.stop)
+            inner = [math.exp(low + step * (high - low)) for step in steps]
+        else:
+            inner = [self.start + step * (self.stop - self.start) for step in steps]
+        return [self.start, *inner[1:-1], self.stop]
+
+
+Eps = Annotated[float, BeforeValidator(_parse_number), Field(gt=0)]
+
+
+class ThreatEntry(Strict):
+    """What the adversary may do: a norm and one or several radii."""
+
+    norm: Norm = Field(description="linf, l2, l1 or l0")
+    eps: Annotated[list[Eps], BeforeValidator(_as_list), Field(min_length=1)] = Field(
+        description='radii in units of the [0, 1] pixel range: numbers or fractions such as "8/255"'
+    )
+    targeted: bool = Field(False, description="whether the attacker must reach a given class")
+
+    _eps_distinct = field_validator("eps")(_distinct)
+
+
+class Exclude(Strict):
+    """Cells to leave out: those that match every field given. Names may be "*" (any, but not none)."""
+
+    model: str | None = Field(None, description="name of a model")
+    weight_perturbation: str | None = Field(None, description="name of a weight perturbation")
+    defense: str | None = Field(None, description="name of a defense")
+    attack: str | None = Field(None, description="name of an attack")
+    norm: Norm | None = Field(None, description="norm of the threat")
+    access: Access | None = Field(None, description="access of the attacker")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Exclude:
+        if not self.model_fields_set:
+            raise ValueError("an empty entry would exclude everything; name at least one field")
+        return self
+
+    def matches(self, cell: Cell) -> bool:
+        named: dict[str, Component | None] = {
+            "model": cell.model, "weight_perturbation": cell.weight_perturbation,
+            "defense": cell.defense, "attack": cell.attack,
+        }  # fmt: skip
+        for field, part in named.items():
+            wanted = getattr(self, field)
+            if wanted is not None and (part is None or wanted not in ("*", part.name)):
+                return False
+        if self.norm is not None and (cell.threat is None or cell.threat.norm != self.norm):
+            return False
+        return self.access is None or cell.access == self.access
+
+
+class GridFile(Strict):
+    """A grid: every model × weight perturbation × defense × attack × threat × access × seed is a cell."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the grid, for results and files")
+    seeds: list[int] = Field([0], min_length=1, description="one cell per seed, where anything is random")
+    examples: int = Field(1000, ge=1, description="the first N test examples, in fixed order")
+    batch_size: int = Field(256, ge=1, description="inputs per pass; halved when memory runs out")
+    precision: Precision = Field("float32", description="arithmetic of the search; verdicts are always float32")
+    access: list[Access] = Field(["adaptive"], min_length=1, description="adaptive: the attacker knows the defense")
+    max_cells: int = Field(10_000, ge=1, description="stops accidental explosions")
+    dataset: Entry = Field(description="the data set")
+    model: list[Entry] = Field(min_length=1, description="the models")
+    weight_perturbation: list[Entry] = Field([], description="the intact model is always evaluated too")
+    defense: list[Entry] = Field([], description='defenses; the name "none" is the undefended model')
+    threat: list[ThreatEntry] = Field([], description="threats; each meets the attacks that know its norm")
+    attack: list[Entry] = Field([], description="attacks; without any, only clean inputs are evaluated")
+    probe: list[Entry] = Field([], description="measurements of the model's insides, for every cell")
+    exclude: list[Exclude] = Field([], description="cells to leave out")
+
+    _seeds_distinct = field_validator("seeds")(_distinct)
+    _access_distinct = field_validator("access")(_distinct)
+
+    @model_validator(mode="after")
+    def _attacks_and_threats(self) -> GridFile:
+        if self.attack and not self.threat:
+            raise ValueError("there are attacks and no [[threat]]; add one with a norm and an eps")
+        if self.threat and not self.attack:
+            raise ValueError("there are threats and no [[attack]]; add one or remove the threats")
+        return self
+
+
+def load_grid(path: Path) -> GridFile:
+    """Parse a grid file. Raises GridError: ``file:entry.option: what. fix``."""
+    raw = read_toml(path)
+    try:
+        return GridFile.model_validate(raw)
+    except ValidationError as error:
+        raise GridError(f"{path}:{describe(error, GridFile)}") from None
+
+
+def describe(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first error of a validation as ``entry[i].option: what. fix``."""
+    first = error.errors()[0]
+    place = ""
+    for part in first["loc"]:
+        if part in ("list[any]", "Spacing"):  # the branches of a union are no place in the file
+            continue
+        place += f"[{part}]" if isinstance(part, int) else f".{part}" if place else str(part)
+    problem = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        name = str(first["loc"][-1])
+        fields = _fields_at(model, first["loc"])
+        problem = f"unknown field.{did_you_mean(name, fields) or ' Known: ' + ', '.join(fields) + '.'}"
+    elif first["type"] != "value_error" and first["type"] != "missing":
+        problem += f" (got {first['input']!r})"
+    return f"{place}: {problem}" if place else f" {problem}"
+
+
+def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
+    """The field names of the model that the last part of ``location`` was looked for in."""
+    for part in location[:-1]:
+        field = model.model_fields.get(str(part))
+        if field is not None:
+            inner = [field.annotation, *getattr(field.annotation, "__args__", ())]
+            model = next((kind for kind in inner if isinstance(kind, type) and issubclass(kind, BaseModel)), model)
+    return list(model.model_fields)
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """A component with the plugin instance behind it."""
+
+    component: Component
+    plugin: Plugin
+
+
+def expand(grid: GridFile, registry: Registry, data_dir: Path, source: str = "grid") -> Plan:
+    """Every cell that ``grid`` asks for, in order, equal work once; what cannot run becomes an exclusion.
+
+    Raises GridError, with the place in ``source``, for what is wrong, and DataError for missing data or weights.
+    """
+    return _Expansion(grid, registry, data_dir, source).plan()
+
+
+class _Expansion:
+    def __init__(self, grid: GridFile, registry: Registry, data_dir: Path, source: str) -> None:
+        self.grid, self.registry, self.data_dir, self.source = grid, registry, data_dir, source
+        self.excluded: dict[Exclusion, None] = {}  # an ordered set
+        self.cells: dict[str, Cell] = {}
+
+    def plan(self) -> Plan:
+        datasets = self._choices("dataset", [self.grid.dataset])
+        models = self._choices("model", self.grid.model)
+        defenses = self._choices("defense", [entry for entry in self.grid.defense if entry.name != UNDEFENDED])
+        undefended = len(defenses) == 0 or any(entry.name == UNDEFENDED for entry in self.grid.defense)
+        attacks = self._choices("attack", self.grid.attack)
+        probes = self._choices("probe", self.grid.probe)
+        self._unmet_attacks(attacks)
+        for seed, dataset, model in itertools.product(self.grid.seeds, datasets, models):
+            for perturbation in [None, *self._perturbations(model)]:
+                for defense in ([None] if undefended else []) + defenses:
+                    stage = (seed, dataset, model, perturbation, defense)
+                    for attack, threat, access in self._meetings(attacks, defense):
+                        self._add(*stage, attack, threat, access)
+        return Plan(
+            self.grid.name, tuple(self.cells.values()), tuple(self.excluded), tuple(probe.component for probe in probes)
+        )
+
+    # ---- entries to components
+
+    def _choices(self, kind: Kind, entries: list[Entry]) -> list[_Choice]:
+        choices: dict[str, _Choice] = {}
+        for position, entry in enumerate(entries):
+            place = f"{kind}[{position}]" if kind != "dataset" else kind
+            for options in entry.choices():
+                choice = self._choice(kind, entry.name, options, place)
+                if choice is not None:
+                    choices.setdefault(choice.component.digest, choice)
+        return list(choices.values())
+
+    def _choice(self, kind: Kind, name: str, options: Mapping[str, Any], place: str) -> _Choice | None:
+        try:
+            plugin = self.registry.create(kind, name, options)
+        except OptionError as error:
+            option = f"{place}.{error.option}" if error.option else place
+            raise GridError(f"{self.source}:{option}: {error}") from None
+        except PluginError as error:
+            if any(True for _ in self.registry.broken) and "unknown" in str(error):
+                reasons = "; ".join(f"{broken.provider}: {broken.reason}" for broken in self.registry.broken)
+                self._exclude(f"{kind} {name!r}", f"{error} It may belong to a broken plugin ({reasons})")
+                return None
+            raise GridError(f"{self.source}:{place}.name: {error}") from None
+        reason = plugin.unavailable()
+        if reason is not None:
+            self._exclude(f"{kind} {name!r}", reason)
+            return None
+        try:
+            return _Choice(self.registry.component(kind, name, plugin, self.data_dir), plugin)
+        except DataError as error:
+            raise DataError(f"{self.source}:{place}: {error}") from None
+
+    def _perturbations(self, model: _Choice) -> list[_Choice]:
+        entries = []
+        for entry in self.grid.weight_perturbation:
+            swept = entry.sweep.get("layer")
+            if entry.options.get("layer") == EACH_LAYER or (isinstance(swept, list) and EACH_LAYER in swept):
+                entry = self._each_layer(entry, model)
+            entries.append(entry)
+        return self._choices("weight_perturbation", entries)
+
+    def _each_layer(self, entry: Entry, model: _Choice) -> Entry:
+        """``layer = "@each"`` becomes a sweep over the layers of ``model``."""
+        options = next(iter(entry.choices())) | {"layer": "*"}
+        plugin: Any = self.registry.create("weight_perturbation", entry.name, options)
+        network: Any = model.plugin
+        layers = plugin.layers(network.load(self.data_dir))
+        others = {option: values for option, values in entry.sweep.items() if option != "layer"}
+        kept = {option: value for option, value in entry.options.items() if option != "layer"}
+        return Entry.model_validate({"name": entry.name, **kept, "sweep": {"layer": layers, **others}})
+
+    # ---- which attack meets which defense
+
+    def _threats(self) -> list[Threat]:
+        return [
+            Threat(entry.norm, eps, entry.targeted)
+            for entry in self.grid.threat for eps in entry.eps
+        ]  # fmt: skip
+
+    def _unmet_attacks(self, attacks: list[_Choice]) -> None:
+        for choice in attacks:
+            attack: Any = choice.plugin
+            for threat in self._threats():
+                if threat.norm not in attack.norms:
+                    known = ", ".join(attack.norms)
+                    self._exclude(f"{choice.component.name} × {threat.label}", f"the attack supports only {known}")
+                elif threat.targeted and not attack.targeted:
+                    self._exclude(f"{choice.component.name} × {threat.label}", "the attack cannot aim at a class")
+
+    def _meetings(
+        self, attacks: list[_Choice], defense: _Choice | None
+    ) -> Iterator[tuple[_Choice | None, Threat | None, Access | None]]:
+        if not self.grid.attack:
+            yield None, None, None
+            return
+        accesses: Sequence[Access | None] = self.grid.access if defense else [None]
+        for choice, threat, access in itertools.product(attacks, self._threats(), accesses):
+            attack: Any = choice.plugin
+            if threat.norm not in attack.norms or (threat.targeted and not attack.targeted):
+                continue
+            reason = _cannot_meet(attack, defense.plugin) if defense and access == "adaptive" else None  # type: ignore[arg-type]
+            if reason and defense:
+                self._exclude(f"{choice.component.name} × {defense.component.name} × adaptive", reason)
+            else:
+                yield choice, threat, access
+
+    # ---- cells
+
+    def _add(
+        self, seed: int, dataset: _Choice, model: _Choice, perturbation: _Choice | None, defense: _Choice | None,
+        attack: _Choice | None, threat: Threat | None, access: Access | None,
+    ) -> None:  # fmt: skip
+        random_prefix = any(part.plugin.stochastic for part in (perturbation, defense) if part)
+        random = random_prefix or bool(attack and attack.plugin.stochastic) or bool(threat and threat.targeted)
+        in_batches = bool(attack and attack.plugin.batch_dependent) or bool(defense and defense.plugin.stochastic)  # type: ignore[attr-defined]
+        cell = Cell(
+            dataset=dataset.component,
+            model=model.component,
+            weight_perturbation=perturbation.component if perturbation else None,
+            defense=defense.component if defense else None,
+            attack=attack.component if attack else None,
+            threat=threat,
+            access=access,
+            seed=seed if random else None,
+            examples=self.grid.examples,
+            precision=self.grid.precision,
+            batch_size=self.grid.batch_size if in_batches else None,
+            prefix_seed=seed if random_prefix else None,
+        )
+        for position, exclude in enumerate(self.grid.exclude):
+            if exclude.matches(cell):
+                self._exclude(cell.label, f"[[exclude]] number {position + 1}")
+                return
+        self.cells.setdefault(cell.key, cell)
+        if len(self.cells) > self.grid.max_cells:
+            raise GridError(
+                f"{self.source}:max_cells: the grid has more than {self.grid.max_cells} cells. "
+                "Shorten a sweep, exclude something, or raise max_cells"
+            )
+
+    def _exclude(self, description: str, reason: str) -> None:
+        self.excluded.setdefault(Exclusion(description, reason))
+
+
+def _cannot_meet(attack: Attack, defense: Defense) -> str | None:
+    """Why an adaptive ``attack`` cannot be run against ``defense``, if so."""
+    if attack.needs == "gradients" and not defense.differentiable:
+        return "the defense has no differentiable surrogate and the attack needs gradients"
+    if defense.detects and not attack.rejection_aware:
+        return "the defense rejects inputs and the attack knows nothing of rejection; run it with oblivious access"
+    return None

@@ -1,0 +1,67 @@
+"""Where and how torch computes: device, threads, seeding, precision, and what to remember of it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+
+from benchbox.errors import GridError
+
+REMEMBERED = ("benchbox", "torch", "numpy", "captum", "pyautoattack")
+
+
+def resolve_device(name: str) -> str:
+    """``auto`` becomes cuda where there is one. Raises GridError for a device that is not there."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        cause = str(error).splitlines()[0]
+        raise GridError(f'device {name!r} cannot be used: {cause}. Use device = "cpu" or "auto"') from None
+    return name
+
+
+@contextmanager
+def computing(threads: int | None) -> Iterator[None]:
+    """Deterministic float32 arithmetic on ``threads`` CPU threads; what was set before is restored."""
+    before = (
+        torch.get_num_threads(), torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32,
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark,
+    )  # fmt: skip
+    torch.set_num_threads(threads or before[0])
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before[1:3]
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before[3:]
+
+
+@contextmanager
+def global_seed(seed: int) -> Iterator[None]:
+    """Seed torch's global generators for code that draws from them against the rules; restored afterwards."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+def environment(device: str, threads: int | None) -> dict[str, str]:
+    """What a reader needs to repeat a number: versions, processor, device, threads. Names no host and no path."""
+    found = {"python": platform.python_version(), "system": platform.system(), "machine": platform.machine()}
+    for package in REMEMBERED:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    found["threads"] = str(threads or torch.get_num_threads())
+    found["cores"] = str(os.cpu_count())
+    found["device"] = torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu"
+    return found

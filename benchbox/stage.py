@@ -1,0 +1,191 @@
+"""What the cells of a job share: the protected model and its verdicts on the clean inputs, made once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchbox import api, checks
+from benchbox.domain import Cell, Component, Execution, Flag
+from benchbox.engine import Batcher, Search
+from benchbox.errors import ContractError
+from benchbox.identity import derive_seed
+from benchbox.registry import Registry
+
+
+@dataclass(frozen=True, slots=True)
+class Verdicts:
+    """A protected model's answer to n inputs; all on the CPU."""
+
+    prediction: Tensor  # int64
+    rejected: Tensor  # bool
+    loss: Tensor  # float32, cross entropy with the true labels in nats
+    evidence: Mapping[str, Tensor]  # float32 each
+
+
+@dataclass
+class Stage:
+    """The protected model of a job, with its clean verdicts."""
+
+    execution: Execution
+    registry: Registry
+    dataset: api.Dataset
+    examples: api.Examples  # on the CPU
+    undefended: nn.Module
+    protected: api.Protected
+    defense: api.Defense | None
+    rng: torch.Generator
+    rng_state: Tensor
+    batcher: Batcher
+    clean: Verdicts = field(init=False)
+    flags: list[Flag] = field(default_factory=list)
+    searches: dict[str, Search] = field(default_factory=dict)  # of minimum-norm attacks, for all their eps
+
+    def reset_randomness(self) -> None:
+        """Put the defense's generator back to where it was after fitting, so that no cell depends on another."""
+        self.rng.set_state(self.rng_state)
+
+
+def prepare(cell: Cell, execution: Execution, registry: Registry) -> Stage:
+    """Load, perturb and protect the model of ``cell`` and classify the clean inputs, once for all cells of its job."""
+    dataset: api.Dataset = create(registry, cell.dataset)
+    examples = _examples(dataset, cell, execution.data_dir)
+    model = _load(registry, cell.model, execution)
+    if cell.weight_perturbation:
+        model = _perturb(registry, cell, model)
+    rng = torch.Generator().manual_seed(
+        derive_seed("defense", cell.prefix_seed, *_prefix(registry, cell), _seeding(registry, cell.defense))
+    )
+    defense: api.Defense | None = create(registry, cell.defense) if cell.defense else None
+    protected = api.Protected(model)
+    if defense:
+        calibration = dataset.load("calibration", execution.data_dir)
+        on_device = api.Examples(calibration.images.to(execution.device), calibration.labels.to(execution.device))
+        protected = defense.protect(model, on_device, rng)
+        if not isinstance(protected, api.Protected):
+            raise ContractError(f"defense {defense.name!r} returned {type(protected).__name__}, not api.Protected")
+    protected.requires_grad_(False)
+    _evaluation_mode(protected, cell)
+    stage = Stage(
+        execution, registry, dataset, examples, model, protected, defense, rng, rng.get_state(),
+        Batcher(execution.batch_size, execution.device),
+    )  # fmt: skip
+    stage.clean = verdicts(stage, examples)
+    stochastic = bool(defense and defense.stochastic)
+    with torch.no_grad():
+        sample = examples.images[: checks.PROBED].to(execution.device)
+        found = [checks.softmax_output(protected(sample)), checks.unstable_output(protected, sample, stochastic)]
+    stage.flags += [flag for flag in found if flag]
+    return stage
+
+
+def create(registry: Registry, component: Component) -> Any:
+    return registry.create(component.kind, component.name, component.options)
+
+
+def _examples(dataset: api.Dataset, cell: Cell, data_dir: Path) -> api.Examples:
+    examples = dataset.load("test", data_dir)
+    if len(examples) < cell.examples:
+        raise ContractError(
+            f"data set {dataset.name!r} has {len(examples)} test examples and the grid asks for {cell.examples}: "
+            f"set examples = {len(examples)} or less"
+        )
+    examples = examples.head(cell.examples)
+    images, labels = examples.images, examples.labels
+    low, high = float(images.min()), float(images.max())
+    if not (low >= 0 and high <= 1):
+        raise ContractError(
+            f"data set {dataset.name!r} has pixels from {low:g} to {high:g}: images must be in [0, 1]; "
+            "divide by 255, and put the normalisation inside the model"
+        )
+    if images.shape[1:] != tuple(dataset.shape) or images.dtype != torch.float32 or labels.dtype != torch.int64:
+        raise ContractError(
+            f"data set {dataset.name!r} returned images {tuple(images.shape[1:])} {images.dtype} and labels "
+            f"{labels.dtype}; it promises float32 {tuple(dataset.shape)} and int64"
+        )
+    if int(labels.min()) < 0 or int(labels.max()) >= dataset.num_classes:
+        raise ContractError(f"data set {dataset.name!r} has labels outside 0 … {dataset.num_classes - 1}")
+    return examples
+
+
+def _load(registry: Registry, component: Component, execution: Execution) -> nn.Module:
+    plugin: api.Model = create(registry, component)
+    model = plugin.load(execution.data_dir)
+    if not isinstance(model, nn.Module):
+        raise ContractError(f"model {component.name!r} returned {type(model).__name__}, not torch.nn.Module")
+    return model.to(execution.device).eval().requires_grad_(False)
+
+
+def _evaluation_mode(protected: nn.Module, cell: Cell) -> None:
+    protected.eval()
+    stuck = [name or "the module itself" for name, part in protected.named_modules() if part.training]
+    if stuck:
+        raise ContractError(
+            f"model {cell.model.name!r} stays in training mode after eval() ({stuck[0]}): its answers would depend on "
+            "the batch; do not override train() or eval()"
+        )
+
+
+def _prefix(registry: Registry, cell: Cell) -> list[Any]:
+    """What the random draws of perturbation and defense depend on, besides the seed."""
+    return [cell.dataset.identity(), cell.model.identity(), _seeding(registry, cell.weight_perturbation)]
+
+
+def _seeding(registry: Registry, component: Component | None) -> Any:
+    """The identity of a component without the options that it keeps out of the seed."""
+    if component is None:
+        return None
+    unseeded = getattr(registry.get(component.kind, component.name).plugin, "unseeded", ())
+    options = {name: value for name, value in component.options.items() if name not in unseeded}
+    return replace(component, options=options).identity()
+
+
+def _perturb(registry: Registry, cell: Cell, model: nn.Module) -> nn.Module:
+    perturbation: api.WeightPerturbation = create(registry, cell.weight_perturbation)  # type: ignore[arg-type]
+    seed = derive_seed("weight_perturbation", cell.prefix_seed, *_prefix(registry, cell))
+    perturbed = perturbation.apply(model, torch.Generator().manual_seed(seed))
+    if perturbed is model:
+        raise ContractError(f"weight perturbation {perturbation.name!r} returned its argument; it must return a copy")
+    return perturbed.eval().requires_grad_(False)
+
+
+def verdicts(stage: Stage, examples: api.Examples) -> Verdicts:
+    """What the protected model says to ``examples``, in a float32 pass without gradients.
+
+    Raises ContractError when the output has the wrong shape or is not finite.
+    """
+
+    def classify(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        with torch.no_grad():
+            logits = stage.protected(images)
+            _check_logits(logits, len(images), stage)
+            evidence = stage.protected.evidence(images)
+            rejected = stage.protected.rejects(evidence) if evidence else torch.zeros_like(labels, dtype=torch.bool)
+        loss = nn.functional.cross_entropy(logits.double(), labels, reduction="none").float()
+        answer = {"prediction": logits.argmax(1), "rejected": rejected, "loss": loss}
+        return answer | {f"evidence.{name}": score.float() for name, score in evidence.items()}
+
+    found = stage.batcher.map(classify, examples.images, examples.labels)
+    evidence = {name.removeprefix("evidence."): found.pop(name) for name in list(found) if name.startswith("evidence.")}
+    return Verdicts(found["prediction"], found["rejected"], found["loss"], evidence)
+
+
+def _check_logits(logits: Any, count: int, stage: Stage) -> None:
+    classes = stage.dataset.num_classes
+    if not isinstance(logits, Tensor) or logits.shape != (count, classes):
+        shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ContractError(
+            f"the model returned {shape} for {count} inputs; data set {stage.dataset.name!r} needs logits "
+            f"({count}, {classes}): check the model's num_classes"
+        )
+    bad = int((~torch.isfinite(logits)).any(1).sum())
+    if bad:
+        raise ContractError(
+            f"the model returned NaN or infinite logits for {bad} of {count} inputs: "
+            "check its weights and its normalisation"
+        )

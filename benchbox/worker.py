@@ -1,0 +1,291 @@
+"""The worker: a job in, one outcome per cell out. Load, perturb, protect, attack, verify, record; nothing else.
+
+Everything that a job's cells share (the protected model, its clean verdicts) is made once, in ``benchbox.stage``.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchbox import api, checks, runtime
+from benchbox.budget import allowance, check_range, distances
+from benchbox.domain import Array, Cell, Component, Cost, Execution, Flag, Job, Measurement, Outcome, Record, Threat
+from benchbox.engine import Search, search
+from benchbox.errors import BenchboxError, ContractError
+from benchbox.examples import save_examples
+from benchbox.identity import derive_seed
+from benchbox.registry import Registry
+from benchbox.stage import Stage, create, prepare, verdicts
+from benchbox.streams import RowRandom
+
+
+def run_job(job: Job, registry: Registry | None = None) -> Iterator[Outcome]:
+    """Yield one outcome per cell of ``job``, in order, each as soon as it is known.
+
+    What a plugin raises becomes a failed outcome; the other cells go on. ``registry`` is that of this process; another
+    process discovers its own from the job.
+    """
+    execution = job.execution
+    with runtime.computing(execution.threads):
+        try:
+            found = registry or _registry(execution.plugins, execution.blocked)
+            stage = prepare(job.cells[0], execution, found)
+        except Exception as error:  # the worker boundary: a broken plugin fails its cells, not the run
+            for cell in job.cells:
+                yield _failed(cell, error, execution)
+            return
+        for cell in job.cells:
+            try:
+                yield evaluate(stage, cell, job.probes)
+            except Exception as error:  # likewise
+                yield _failed(cell, error, execution)
+
+
+@functools.lru_cache(maxsize=2)
+def _registry(plugins: tuple[str, ...], blocked: tuple[str, ...]) -> Registry:
+    return Registry.discover(plugins, blocked)
+
+
+def _failed(cell: Cell, error: Exception, execution: Execution) -> Outcome:
+    known = isinstance(error, BenchboxError)
+    message = str(error) if known else f"{type(error).__name__}: {error}"
+    details = "" if known else "\n" + "".join(traceback.format_exception(error))
+    return Outcome(cell.key, error=f"{cell.label}: {message}{details}", device=execution.device)
+
+
+def evaluate(stage: Stage, cell: Cell, probes: tuple[Component, ...] = ()) -> Outcome:
+    """Attack the protected model as ``cell`` says, verify what the attack hands out, and record every example."""
+    started = time.perf_counter()
+    stage.reset_randomness()
+    flags = list(stage.flags)
+    attackable = (stage.clean.prediction == stage.examples.labels) & ~stage.clean.rejected
+    if cell.attack is None or cell.threat is None:
+        record = _clean_record(stage)
+        adversarial = stage.examples.images
+    else:
+        index = attackable.nonzero()[:, 0]
+        with runtime.global_seed(_attack_seed(cell)):
+            found, cell_flags = _attack(stage, cell, index)
+        flags += cell_flags
+        record, adversarial = _verify(stage, cell, index, found)
+        mismatch = None if cell.access == "oblivious" else checks.verdict_mismatch(record)
+        flags += [mismatch] if mismatch else []
+    sha256, trouble = _keep(stage, cell, record, adversarial)
+    flags += [trouble] if trouble else []
+    measurements = [item for probe in probes for item in _measure(stage, cell, probe, adversarial)]
+    cost = Cost(time.perf_counter() - started, float(record.forwards.sum()), float(record.backwards.sum()))
+    execution = stage.execution
+    return Outcome(
+        key=cell.key, record=record, cost=cost, flags=tuple(flags), measurements=tuple(measurements),
+        device=execution.device, environment=runtime.environment(execution.device, execution.threads),
+        examples_sha256=sha256,
+    )  # fmt: skip
+
+
+def _attack_seed(cell: Cell) -> int:
+    """The seed of the attack's streams: of the whole key, but one for all eps of a minimum-norm attack's cells."""
+    return derive_seed("attack", cell.identity())
+
+
+def _attack(stage: Stage, cell: Cell, index: Tensor) -> tuple[Search, list[Flag]]:
+    """Let the attack search from the examples at ``index``; returns what it hands out and flags."""
+    attack: api.Attack = create(stage.registry, cell.attack)  # type: ignore[arg-type]
+    threat, seed = cell.threat, _attack_seed(cell)
+    if threat is None:
+        raise ContractError("an attack needs a threat")
+    once_for_all_eps = isinstance(attack, api.MinimumNormAttack)
+    if once_for_all_eps:
+        cell = replace(cell, threat=replace(threat, eps=0.0))
+        threat, seed = replace(threat, eps=math.inf), _attack_seed(cell)
+        if cell.key in stage.searches:
+            return stage.searches[cell.key], []
+    adaptive = cell.access != "oblivious"
+    surrogate = stage.protected.surrogate() if adaptive else stage.undefended
+    surrogate = surrogate.to(stage.execution.device).eval()
+    target = api.AttackTarget(
+        surrogate, stage.dataset.num_classes, adaptive and bool(stage.defense and stage.defense.detects)
+    )
+    aims = _aims(stage, cell, index)
+    flags = _gradient_flags(stage, attack, target, index)
+    stage.reset_randomness()
+    confirm = None if surrogate is stage.protected or not adaptive else functools.partial(_confirm, stage, threat)
+    found = search(
+        attack, target, api.Examples(stage.examples.images[index], aims), index, threat, seed,
+        stage.execution.batch_size, confirm,
+    )  # fmt: skip
+    if attack.batch_dependent and found.halvings:
+        flags.append(checks.batch_halved(stage.execution.batch_size, found.batch_size))
+    if once_for_all_eps:
+        stage.searches[cell.key] = found
+    return found, flags
+
+
+def _gradient_flags(stage: Stage, attack: api.Attack, target: api.AttackTarget, index: Tensor) -> list[Flag]:
+    if attack.needs != "gradients" or not len(index):
+        return []
+    sample = index[: checks.PROBED]
+    images, labels = stage.examples.images[sample], stage.examples.labels[sample]
+    flag = checks.zero_gradient(target, images.to(stage.execution.device), labels.to(stage.execution.device))
+    target.forwards = target.backwards = 0
+    return [flag] if flag else []
+
+
+def _aims(stage: Stage, cell: Cell, index: Tensor) -> Tensor:
+    """The labels that the attack gets: the true ones, or for a targeted threat a random other class per example."""
+    labels = stage.examples.labels[index]
+    if cell.threat is None or not cell.threat.targeted:
+        return labels
+    classes = stage.dataset.num_classes
+    if classes < 2:
+        raise ContractError("a targeted threat needs at least two classes")
+    streams = RowRandom.of_examples(derive_seed("target", cell.seed, cell.dataset.identity()), index)
+    return (labels + 1 + streams.integers(classes - 1, ())) % classes
+
+
+def _confirm(stage: Stage, threat: Threat, images: Tensor, aims: Tensor) -> Tensor:
+    """Whether the protected model itself accepts ``images`` and is fooled by them."""
+    with torch.no_grad():
+        logits = stage.protected(images)
+        evidence = stage.protected.evidence(images)
+    won = api.fooled(logits, aims, threat)
+    return won & ~stage.protected.rejects(evidence) if evidence else won
+
+
+def _verify(stage: Stage, cell: Cell, index: Tensor, found: Search) -> tuple[Record, Tensor]:
+    """Check what an attack handed out, classify it anew, and write down every example.
+
+    Raises ContractError when an input is not finite, outside [0, 1] or outside the budget; nothing is clipped.
+    """
+    clean = stage.examples.images[index]
+    name, threat = cell.attack.name, cell.threat  # type: ignore[union-attr]
+    if threat is None:
+        raise ContractError("an attack needs a threat")
+    if found.adversarial.shape != clean.shape:
+        raise ContractError(
+            f"attack {name!r} returned {tuple(found.adversarial.shape)} for inputs {tuple(clean.shape)}"
+        )
+    handed_out, claimed = found.adversarial.float(), found.claimed
+    check_range(name, handed_out)
+    plugin = stage.registry.get("attack", name).plugin
+    reached = distances(clean, handed_out)
+    limit = allowance(threat, stage.examples.images[0].numel())
+    if issubclass(plugin, api.MinimumNormAttack):
+        near = reached[threat.norm] <= limit
+        handed_out = torch.where(near[:, None, None, None], handed_out, clean)
+        claimed = claimed & near
+        reached = distances(clean, handed_out)
+    beyond = reached[threat.norm] > limit
+    if bool(beyond.any()):
+        worst = float(reached[threat.norm].max())
+        raise ContractError(
+            f"attack {name!r} left its budget on {int(beyond.sum())} of {len(index)} inputs: {threat.norm} distance "
+            f"{worst:.6g} > {threat.eps:.6g}; project onto the ball before returning"
+        )
+    adversarial = stage.examples.images.clone()
+    adversarial[index] = handed_out
+    stage.reset_randomness()
+    answer = verdicts(stage, api.Examples(handed_out, stage.examples.labels[index]))
+    aims = _aims(stage, cell, index)
+    won = (answer.prediction == aims) if threat.targeted else (answer.prediction != aims)
+    columns = {
+        "prediction": answer.prediction, "rejected": answer.rejected, "loss": answer.loss,
+        "claimed": claimed, "success": won & ~answer.rejected, **reached,
+        "forwards": found.forwards, "backwards": found.backwards, "seconds": found.seconds,
+    }  # fmt: skip
+    return _record(stage, index, columns, answer.evidence), adversarial
+
+
+def _clean_record(stage: Stage) -> Record:
+    return _record(stage, torch.empty(0, dtype=torch.int64), {}, {})
+
+
+def _record(
+    stage: Stage, index: Tensor, attacked: Mapping[str, Tensor], evidence: Mapping[str, Tensor]
+) -> Record:  # fmt: skip
+    """The record of all examples: those at ``index`` were attacked, the others carry their clean values."""
+    clean, count = stage.clean, len(stage.examples)
+    zero = torch.zeros(count)
+    columns = {
+        "prediction": clean.prediction, "rejected": clean.rejected, "loss": clean.loss,
+        "claimed": zero.bool(), "success": zero.bool(), "linf": zero, "l2": zero, "l1": zero, "l0": zero,
+        "forwards": zero, "backwards": zero, "seconds": zero,
+    }  # fmt: skip
+    merged: dict[str, Array] = {
+        name: _scatter(column, index, attacked[name]) if name in attacked else column.numpy().copy()
+        for name, column in columns.items()
+    }
+    mask = torch.zeros(count, dtype=torch.bool)
+    mask[index] = bool(attacked)
+    return Record(
+        label=stage.examples.labels.numpy(), clean_prediction=clean.prediction.numpy(),
+        clean_rejected=clean.rejected.numpy(), clean_loss=clean.loss.numpy(), attacked=mask.numpy(),
+        clean_evidence={name: score.numpy() for name, score in clean.evidence.items()},
+        evidence={
+            name: _scatter(score, index, evidence[name]) if name in evidence else score.numpy().copy()
+            for name, score in clean.evidence.items()
+        },
+        **merged,
+    )  # fmt: skip
+
+
+def _scatter(column: Tensor, index: Tensor, values: Tensor) -> Array:
+    merged = column.clone()
+    merged[index] = values.to(merged.dtype)
+    return merged.numpy()
+
+
+def _keep(stage: Stage, cell: Cell, record: Record, adversarial: Tensor) -> tuple[str | None, Flag | None]:
+    """Write the adversarial examples beside the database; a disk that refuses is a flag, the record is kept."""
+    folder = stage.execution.examples_dir
+    if folder is None or not record.attacked.any():
+        return None, None
+    index = record.attacked.nonzero()[0]
+    try:
+        return save_examples(folder, cell.key, index, adversarial.numpy()[index]), None
+    except OSError as error:
+        return None, Flag(
+            "examples-not-kept", f"the adversarial examples could not be written: {error.strerror or error}",
+            "free space or choose another output folder, and run the cell again to verify it later",
+        )  # fmt: skip
+
+
+def _measure(stage: Stage, cell: Cell, component: Component, adversarial: Tensor) -> Iterator[Measurement]:
+    probe: api.Probe = create(stage.registry, component)
+    device = stage.execution.device
+    batch = api.Batch(
+        stage.examples.images.to(device), adversarial.to(device), stage.examples.labels.to(device)
+    )  # fmt: skip
+    rng = torch.Generator().manual_seed(derive_seed("probe", cell.seed, component.identity()))
+    for subject, values in probe.measure(stage.protected, batch, rng).items():
+        for name, value in values.items():
+            yield Measurement(probe.name, subject, name, float(value) if math.isfinite(value) else None)
+
+
+def reverify(cell: Cell, record: Record, index: Array, adversarial: Array, execution: Execution) -> list[str]:
+    """Classify stored adversarial examples anew; returns what differs from ``record``, nothing when all agrees.
+
+    ``index`` int64 (m,) and ``adversarial`` float32 (m, c, h, w) are what :mod:`benchbox.examples` kept.
+    """
+    with runtime.computing(execution.threads):
+        stage = prepare(cell, execution, _registry(execution.plugins, execution.blocked))
+        stage.reset_randomness()
+        positions, images = torch.from_numpy(index), torch.from_numpy(adversarial)
+        none = torch.zeros(len(index))
+        found = Search(images, torch.from_numpy(record.claimed[index]), none, none, none)
+        fresh, _ = _verify(stage, cell, positions, found)
+    differences = []
+    for name in ("label", "clean_prediction", "clean_rejected", "prediction", "rejected", "success"):
+        stored, now = getattr(record, name), getattr(fresh, name)
+        changed = np.flatnonzero(stored != now)
+        if len(changed):
+            differences.append(f"{name} differs on {len(changed)} of {len(record)} examples, first number {changed[0]}")
+    return differences
