@@ -1,1 +1,19 @@
 """Built-in attacks of benchbox."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from benchbox.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from benchbox import api
+
+
+@hookimpl
+def benchbox_attacks() -> list[type[api.Attack]]:
+    from benchbox_attacks.fgsm import FGSM
+    from benchbox_attacks.pgd import PGD
+    from benchbox_attacks.uniform_noise import UniformNoise
+
+    return [FGSM, PGD, UniformNoise]

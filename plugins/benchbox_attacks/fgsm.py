@@ -1,0 +1,31 @@
+"""The fast gradient method: one step of the whole budget."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from benchbox.api import AttackTarget, BudgetAttack, RowRandom, adversarial_loss
+from benchbox.domain import Threat
+from benchbox_attacks.balls import project, steepest
+
+
+class FGSM(BudgetAttack):
+    """One step along the sign of the gradient of the cross entropy (Goodfellow, Shlens, Szegedy, ICLR 2015, §4); in
+    L2 along the normalised gradient (Miyato et al., ICLR 2016). One forward and one backward pass."""
+
+    name = "fgsm"
+    norms = ("linf", "l2")
+    needs = "gradients"
+    targeted = True
+    rejection_aware = True
+
+    def perturb(
+        self, model: AttackTarget, x: Float[Tensor, "n c h w"], y: Int[Tensor, " n"], threat: Threat, rng: RowRandom
+    ) -> Float[Tensor, "n c h w"]:
+        """See :meth:`benchbox.api.BudgetAttack.perturb`."""
+        point = x.detach().clone().requires_grad_()
+        loss = adversarial_loss(model.logits(point, y), y, threat).sum()
+        (gradient,) = torch.autograd.grad(loss, point)
+        return project(x + threat.eps * steepest(gradient, threat.norm), x, threat.norm, threat.eps)
