@@ -1,0 +1,171 @@
+"""Published results: rows and verdicts per example as JSON files that belong under version control.
+
+Equal results give equal bytes, one row to a line, so that a change of one number is a change of one line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+from benchbox.domain import CELL_KINDS, Cell, Component, Cost, Exclusion, Flag, Measurement, Record, Score, Threat
+from benchbox.errors import StoreError
+from benchbox.rows import Failure, Masks, Row, Run, pack, row_order, unpack
+
+FORMAT = "benchbox-results/1"
+MASKS = ("clean_correct", "clean_rejected", "success", "rejected")
+
+
+def write_published(path: Path, rows: Sequence[Row]) -> Path:
+    """Write ``rows`` and their masks to ``path``. Raises StoreError for no rows, a machine's path, a full disk."""
+    if not rows:
+        raise StoreError(f"{path}: there is nothing to publish; no result passes the filters")
+    components: dict[str, dict[str, Any]] = {}
+    lines = []
+    for row in sorted(rows, key=row_order):
+        _refuse_machine_paths(row.cell)
+        for kind in CELL_KINDS:
+            part: Component | None = getattr(row.cell, kind)
+            if part:
+                components[part.digest] = part.identity()
+        lines.append(_compact(_row_to_json(row)))
+    parts = [f"{_compact(digest)}:{_compact(components[digest])}" for digest in sorted(components)]
+    text = f'{{"format":"{FORMAT}",\n"components":{{\n{_joined(parts)}\n}},\n"rows":[\n{_joined(lines)}\n]}}\n'
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = path.with_name(path.name + ".partial")
+        scratch.write_text(text, encoding="utf-8", newline="\n")
+        scratch.replace(path)  # readers see the old file or the whole new one
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be written: {error.strerror}; name a file in a writable folder") from error
+    return path
+
+
+class PublishedSource:
+    """Results read from one published file."""
+
+    def __init__(self, path: Path) -> None:
+        self.place = str(path)
+        self._rows = read_published(path)
+
+    def rows(self, wanted: Callable[[Row], bool], prefixes: Collection[str] = ()) -> list[Row]:
+        chosen = tuple(prefixes) or ("",)
+        return [row for row in self._rows if row.key.startswith(chosen) and wanted(row)]
+
+    def record(self, row: Row) -> Record:
+        raise StoreError(
+            f"{self.place}: published results hold verdicts (masks) but no records; "
+            f"open the database that cell {row.key[:12]} was computed in"
+        )
+
+    def measurements(self, row: Row) -> list[Measurement]:
+        raise StoreError(
+            f"{self.place}: published results hold no measurements of probes; "
+            f"open the database that cell {row.key[:12]} was computed in"
+        )
+
+    def failures(self) -> list[Failure]:
+        return []
+
+    def excluded(self, grid: str) -> list[Exclusion]:
+        return []
+
+    def runs(self) -> list[Run]:
+        return []
+
+
+def read_published(path: Path) -> list[Row]:
+    """The rows of one published file. Raises StoreError when it is missing, damaged or of another format."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise StoreError(
+                f"{path}: its format is {content['format']!r}, this benchbox reads {FORMAT!r}; upgrade benchbox"
+            )
+        components = {digest: Component(**fields) for digest, fields in content["components"].items()}
+        return [_row_from_json(fields, components) for fields in content["rows"]]
+    except OSError as error:
+        raise StoreError(
+            f"{path}: cannot be read: {error.strerror}. Write it with `benchbox leaderboard --publish`"
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreError(f"{path}: is no file of published results ({type(error).__name__}: {error})") from None
+
+
+def _row_to_json(row: Row) -> dict[str, Any]:
+    cell, masks = row.cell, row.masks()
+    return {
+        "key": row.key,
+        "cell": {
+            **{kind: part.digest for kind in CELL_KINDS if (part := getattr(cell, kind))},
+            "threat": cell.threat.identity() if cell.threat else None,
+            "access": cell.access,
+            "seed": cell.seed,
+            "prefix_seed": cell.prefix_seed,
+            "examples": cell.examples,
+            "precision": cell.precision,
+            "batch_size": cell.batch_size,
+        },
+        "scores": [
+            [metric, name, score.value, score.low, score.high, score.n]
+            for (metric, name), score in sorted(row.scores.items())
+        ],
+        "flags": [[flag.name, flag.detail, flag.next_step] for flag in row.flags],
+        "cost": [row.cost.seconds, row.cost.forwards, row.cost.backwards],
+        "device": row.device,
+        "environment": {name: value for name, value in row.environment.items() if not _is_machine_path(value)},
+        "started_at": row.started_at.isoformat(),
+        "grids": list(row.runs),
+        "examples_sha256": row.examples_sha256,
+        "masks": {name: pack(getattr(masks, name)) for name in MASKS},
+    }
+
+
+def _row_from_json(fields: Mapping[str, Any], components: Mapping[str, Component]) -> Row:
+    parts = dict(fields["cell"])
+    threat = parts.pop("threat")
+    chosen = {kind: components[parts.pop(kind)] if kind in parts else None for kind in CELL_KINDS}
+    cell = Cell(**chosen, threat=Threat(**threat) if threat else None, **parts)  # type: ignore[arg-type]
+    if cell.key != fields["key"]:
+        raise ValueError(f"the row of key {fields['key'][:12]} describes another cell ({cell.key[:12]})")
+    masks = Masks(**{name: unpack(fields["masks"][name], cell.examples) for name in MASKS})
+    return Row(
+        cell=cell,
+        scores={(metric, name): Score(*score) for metric, name, *score in fields["scores"]},
+        flags=tuple(Flag(*flag) for flag in fields["flags"]),
+        cost=Cost(*fields["cost"]),
+        device=fields["device"],
+        environment=fields["environment"],
+        started_at=datetime.fromisoformat(fields["started_at"]),
+        runs=tuple(fields["grids"]),
+        examples_sha256=fields["examples_sha256"],
+        load_masks=lambda: masks,
+    )
+
+
+def _refuse_machine_paths(cell: Cell) -> None:
+    """An option like ``/home/me/weights`` is part of the key: nobody else could compute that cell."""
+    for kind in CELL_KINDS:
+        part: Component | None = getattr(cell, kind)
+        for name, value in part.options.items() if part else ():
+            if _is_machine_path(value):
+                raise StoreError(
+                    f"cell {cell.key[:12]} ({cell.label}): {kind}.{name} = {value!r} is a path of this machine, so "
+                    "others cannot compute it. Move the file into the data folder, name it relative to that, run again"
+                )
+
+
+def _is_machine_path(value: Any) -> bool:
+    return isinstance(value, str) and (os.path.isabs(value) or PureWindowsPath(value).is_absolute())
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def _joined(lines: Sequence[str]) -> str:
+    return ",\n".join(lines)
