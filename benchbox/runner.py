@@ -26,8 +26,8 @@ class Interrupted(BenchboxError):
 class Progress(Protocol):
     """What the runner tells while it works."""
 
-    def begin(self, plan: Plan, waiting: int) -> None:
-        """``waiting`` of the plan's cells have to be computed; the others are in the database."""
+    def begin(self, plan: Plan, waiting: Sequence[Cell]) -> None:
+        """These cells have to be computed, about in this order; the others are in the database."""
 
     def finished(self, event: CellFinished) -> None:
         """A cell was committed."""
@@ -77,7 +77,7 @@ def run(path: Path, settings: Settings, registry: Registry, progress: Progress) 
             waiting = coordinator.reuse()
             execution = execution_of(settings, grid, device)
             jobs = jobs_of(waiting, execution, plan)
-            progress.begin(plan, len(waiting))
+            progress.begin(plan, [cell for job in jobs for cell in job.cells])
             coordinator.compute(jobs, settings, waiting)
         except KeyboardInterrupt:
             store.finish_run(run_id, "interrupted")

@@ -1,0 +1,73 @@
+"""From results to pages: what a run leaves behind, and what `benchbox leaderboard` writes or checks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from benchbox import boards, render
+from benchbox.config import Settings
+from benchbox.errors import StoreError
+from benchbox.registry import Registry
+from benchbox.results import open_results
+
+
+def write_pages(settings: Settings, grid: str, registry: Registry) -> list[Path]:
+    """Print the leaderboard of a grid and write it as markdown, HTML and CSV with the reports; returns the paths."""
+    results = open_results(settings.database)
+    if not results.rows(grid=grid):
+        return []
+    made = boards.boards_of(results, grid)
+    for board in made:
+        click.echo(render.text(board))
+    folder = settings.output / grid
+    folder.mkdir(parents=True, exist_ok=True)
+    pages = {
+        "leaderboard.md": "\n".join(render.markdown(board) for board in made),
+        "leaderboard.html": render.html(made, grid),
+        "leaderboard.csv": render.csv(made),
+    }
+    paths = [_write(folder / name, text) for name, text in pages.items()]
+    for offer in registry.offers("report"):
+        report = registry.create("report", offer.name, {})
+        paths += report.render(results, folder)
+    return paths
+
+
+def leaderboard_text(
+    sources: Sequence[str], grid: str | None, board: Path | None, form: str, publish: Path | None
+) -> str:
+    """The leaderboards of ``sources`` in the asked form; with ``publish``, the results go to a JSON file as well."""
+    results = open_results(sources[0] if len(sources) == 1 else list(sources))
+    if publish is not None:
+        results.publish(publish, **({"grid": grid} if grid else {}))
+    made = boards.boards_of(results, grid, board)
+    if not made:
+        raise StoreError(f"{', '.join(sources)}: no results to rank; run a grid first, or check --grid")
+    if form == "html":
+        return render.html(made, grid or "leaderboard")
+    if form == "csv":
+        return render.csv(made)
+    return "\n".join(render.markdown(one) if form == "markdown" else render.text(one) for one in made)
+
+
+def deliver(text: str, out: Path | None, check: bool) -> int:
+    """Print ``text`` or write it to ``out``; with ``check`` compare only. Returns the exit code."""
+    if out is None:
+        click.echo(text)
+        return 0
+    if check:
+        if out.is_file() and out.read_text() == text:
+            click.echo(f"{out} is up to date")
+            return 0
+        click.echo(f"{out} is stale: run the same command without --check and commit the result", err=True)
+        return 1
+    click.echo(_write(out, text))
+    return 0
+
+
+def _write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
