@@ -12,8 +12,9 @@ if TYPE_CHECKING:
 
 @hookimpl
 def benchbox_attacks() -> list[type[api.Attack]]:
+    from benchbox_attacks.autoattack_reference import AutoAttackReference
     from benchbox_attacks.fgsm import FGSM
     from benchbox_attacks.pgd import PGD
     from benchbox_attacks.uniform_noise import UniformNoise
 
-    return [FGSM, PGD, UniformNoise]
+    return [AutoAttackReference, FGSM, PGD, UniformNoise]

@@ -20,6 +20,7 @@ class FGSM(BudgetAttack):
     needs = "gradients"
     targeted = True
     rejection_aware = True
+    passes = 3
 
     def perturb(
         self, model: AttackTarget, x: Float[Tensor, "n c h w"], y: Int[Tensor, " n"], threat: Threat, rng: RowRandom

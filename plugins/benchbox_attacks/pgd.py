@@ -53,6 +53,11 @@ class PGD(StepAttack):
     def restarts(self) -> int:
         return self.options.restarts
 
+    @property
+    def passes(self) -> int:
+        """A forward and a backward pass at each point of each restart."""
+        return 3 * self.options.restarts * (self.options.steps + 1)
+
     def start(self, x: Float[Tensor, "n c h w"], y: Int[Tensor, " n"], threat: Threat, rng: RowRandom) -> Rows:
         """See :meth:`benchbox.api.StepAttack.start`."""
         point = x

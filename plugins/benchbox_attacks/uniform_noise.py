@@ -31,6 +31,11 @@ class UniformNoise(StepAttack):
 
     options: Options
 
+    @property
+    def passes(self) -> int:
+        """One forward pass per draw."""
+        return self.options.draws
+
     def start(self, x: Float[Tensor, "n c h w"], y: Int[Tensor, " n"], threat: Threat, rng: RowRandom) -> Rows:
         """See :meth:`benchbox.api.StepAttack.start`."""
         return Rows.begin(x, y, rng)
