@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+from benchbox.api import Examples
+from benchbox.config import Settings
+from benchbox.registry import Registry
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +24,87 @@ def data_dir() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("BENCHBOX_DATA_DIR is not set: no MNIST, CIFAR-10 or Tiny ImageNet to test on")
     return Path(folder)
+
+
+@dataclass(frozen=True)
+class TrainedDigits:
+    """A small network that has learnt scikit-learn's digits, and images that it has never seen."""
+
+    model: nn.Module
+    calibration: Examples
+    test: Examples
+
+
+@pytest.fixture(scope="session")
+def trained_digits() -> TrainedDigits:
+    """A convolutional network with about 97 % accuracy on digits (8 x 8, one channel); trained in a few seconds."""
+    digits = load_digits()
+    images = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16
+    examples = Examples(images, torch.tensor(digits.target, dtype=torch.int64))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        examples = examples.take(torch.randperm(len(examples)))  # the file has one writer after the other
+        train, rest = examples.head(1000), examples.take(torch.arange(1000, len(examples)))
+        model = nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 3, stride=2, padding=1), nn.ReLU(),
+            nn.Flatten(), nn.Linear(512, 64), nn.ReLU(), nn.Linear(64, 10),
+        )  # fmt: skip
+        optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+        for _ in range(25):
+            for batch in torch.randperm(len(train)).split(64):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(model(train.images[batch]), train.labels[batch]).backward()
+                optimizer.step()
+    model.eval().requires_grad_(False)
+    return TrainedDigits(model, calibration=rest.head(400), test=rest.take(torch.arange(400, len(rest))))
+
+
+@pytest.fixture
+def toys() -> Registry:
+    """A registry with everything that is installed and the toy plugins of ``toy_plugins.py``."""
+    import toy_plugins
+
+    registry = Registry.discover()
+    registry.register(toy_plugins, "toys")
+    return registry
+
+
+TOY_GRID = """
+name = "toy"
+examples = 12
+batch_size = 5
+
+[dataset]
+name = "toy"
+
+[[model]]
+name = "toy-linear"
+
+[[threat]]
+norm = "linf"
+eps = [0.09, 0.11]
+
+[[attack]]
+name = "toy-attack"
+"""
+
+
+@pytest.fixture
+def grid_file(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a grid file: the toy grid, with texts replaced and more appended."""
+
+    def write(*more: str, replace: Mapping[str, str] | None = None, text: str = TOY_GRID) -> Path:
+        for old, new in (replace or {}).items():
+            assert old in text, f"{old!r} is not in the grid"
+            text = text.replace(old, new)
+        path = tmp_path / "grid.toml"
+        path.write_text("\n".join([text, *more]))
+        return path
+
+    return write
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Settings that keep everything in the test's own folder."""
+    return Settings(database=f"sqlite:///{tmp_path}/results.db", output=tmp_path / "results", data_dir=tmp_path)
