@@ -135,11 +135,21 @@ class Results:
 
         Raises StoreError when there are no keys or the cells do not share their examples.
         """
-        rows = [self.row(key) for key in keys]
+        rows = self._each(keys)
         if not rows:
             raise StoreError("the worst case over no cells is undefined; give at least one key")
         require_same_examples(rows)
         return np.logical_and.reduce([row.masks().robust for row in rows])
+
+    def _each(self, keys: Iterable[str]) -> list[Row]:
+        """The row of each key or prefix, by one look at the source."""
+        prefixes = [key.strip().lower() for key in keys]
+        found = self.rows(keys=prefixes)
+        matches = [[row for row in found if row.key.startswith(prefix)] for prefix in prefixes]
+        return [
+            rows[0] if len(rows) == 1 else self.row(prefix)  # which raises and says why
+            for prefix, rows in zip(prefixes, matches, strict=True)
+        ]
 
     def failures(self) -> list[Failure]:
         """The cells whose newest evaluation failed, in order."""
