@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from benchbox.api import AttackTarget
 from benchbox.domain import Flag, Record
+from benchbox.errors import ContractError
 
 PROBED = 16  # inputs that the checks of a model look at
 
@@ -39,19 +40,25 @@ def unstable_output(model: nn.Module, images: Tensor, stochastic: bool) -> Flag 
 
 
 def zero_gradient(target: AttackTarget, images: Tensor, labels: Tensor) -> Flag | None:
-    """The loss has no gradient, or an all-zero one, on the inputs that gradient attacks start from."""
+    """The loss has an all-zero gradient on inputs that gradient attacks start from.
+
+    Raises ContractError when it has none at all: a gradient attack cannot even begin.
+    """
     images, labels = images[:PROBED].clone().requires_grad_(), labels[:PROBED]
-    if not len(labels):
-        return None
     with torch.enable_grad():
         logits = target.logits(images, labels)
         loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, images, allow_unused=True) if loss.requires_grad else (None,)
-    zero = len(labels) if gradient is None else int((gradient.flatten(1).abs().amax(1) == 0).sum())
+    if gradient is None:
+        raise ContractError(
+            "the attack needs gradients and the model's output does not depend on its input differentiably: "
+            "use an attack that needs scores or decisions, or give the defense a surrogate (BPDA)"
+        )
+    zero = int((gradient.flatten(1).abs().amax(1) == 0).sum())
     if zero * 10 < len(labels):  # a few saturated inputs are no masked gradient
         return None
     return Flag(
-        "zero-gradient", f"the gradient of the loss is zero or missing for {zero} of {len(labels)} inputs",
+        "zero-gradient", f"the gradient of the loss is zero for {zero} of {len(labels)} inputs",
         "attack through a surrogate (BPDA), with the margin loss, or with a black-box attack",
     )  # fmt: skip
 

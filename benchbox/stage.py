@@ -78,7 +78,7 @@ def prepare(cell: Cell, execution: Execution, registry: Registry) -> Stage:
     stage.clean = verdicts(stage, examples)
     stochastic = bool(defense and defense.stochastic)
     with torch.no_grad():
-        sample = examples.images[: checks.PROBED].to(execution.device)
+        sample = examples.images[: min(checks.PROBED, stage.batcher.size)].to(execution.device)
         found = [checks.softmax_output(protected(sample)), checks.unstable_output(protected, sample, stochastic)]
     stage.flags += [flag for flag in found if flag]
     return stage

@@ -132,7 +132,7 @@ def _attack(stage: Stage, cell: Cell, index: Tensor) -> tuple[Search, list[Flag]
 def _gradient_flags(stage: Stage, attack: api.Attack, target: api.AttackTarget, index: Tensor) -> list[Flag]:
     if attack.needs != "gradients" or not len(index):
         return []
-    sample = index[: checks.PROBED]
+    sample = index[: min(checks.PROBED, stage.batcher.size)]
     images, labels = stage.examples.images[sample], stage.examples.labels[sample]
     flag = checks.zero_gradient(target, images.to(stage.execution.device), labels.to(stage.execution.device))
     target.forwards = target.backwards = 0

@@ -80,12 +80,14 @@ class Misbehaving(RowSums):
             case "memory" if len(x) > 4:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
             case "constant":
-                return logits.detach() * 0 + torch.tensor([1.0, 0.0, 0.0])
+                return logits * 0 + torch.tensor([1.0, 0.0, 0.0])
+            case "detached":
+                return logits.detach()
         return logits
 
 
 class ToyMisbehaving(api.Model):
-    """A model that breaks its contract: how = shape, nan, softmax, training, unstable, memory, constant, raises."""
+    """A model that breaks its contract: how = shape, nan, softmax, …"""
 
     name = "toy-misbehaving"
 

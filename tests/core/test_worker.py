@@ -1,0 +1,294 @@
+"""The worker: what it records, what it refuses, and what cells of one job do not do to each other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from toy_plugins import ToyNearest
+
+from benchbox.budget import allowance, distances
+from benchbox.domain import Cell, Execution, Job, Outcome, Record, Threat
+from benchbox.examples import examples_path, load_examples
+from benchbox.grid import expand, load_grid
+from benchbox.registry import Registry
+from benchbox.runner import jobs_of
+from benchbox.worker import run_job
+
+GridFile = Callable[..., Path]
+
+
+@pytest.fixture
+def outcomes(grid_file: GridFile, toys: Registry, tmp_path: Path) -> Callable[..., list[Outcome]]:
+    """Runs the toy grid, changed as asked, job by job."""
+
+    def compute(*more: str, batch_size: int = 5, **changes: str) -> list[Outcome]:
+        plan = expand(load_grid(grid_file(*more, replace=changes.get("replace"))), toys, tmp_path)  # type: ignore[arg-type]
+        execution = Execution(tmp_path, tmp_path / "examples", batch_size, threads=1)
+        return [outcome for job in jobs_of(plan.cells, execution, plan) for outcome in run_job(job, toys)]
+
+    return compute
+
+
+def only(outcomes: list[Outcome]) -> Record:
+    (outcome,) = outcomes
+    assert outcome.error is None, outcome.error
+    assert outcome.record is not None
+    return outcome.record
+
+
+ONE = {"eps = [0.09, 0.11]": "eps = 0.11"}
+
+
+def test_a_record_holds_what_is_known_by_hand(outcomes: Callable[..., list[Outcome]]) -> None:
+    below, above = outcomes()
+
+    assert below.record is not None
+    assert above.record is not None
+    assert not below.record.success.any()  # the margin is 8 * 0.1, and eps = 0.09 moves it by 8 * 0.09
+    assert above.record.success.all()
+    assert (above.record.prediction == (above.record.label + 1) % 3).all()
+    np.testing.assert_allclose(above.record.linf, 0.11, rtol=1e-6)
+    np.testing.assert_allclose(above.record.l1, 8 * 0.11, rtol=1e-6)
+    np.testing.assert_allclose(above.record.l2, 0.11 * math.sqrt(8), rtol=1e-6)
+    assert (above.record.l0 == 8).all()
+    # logits 2.4 against 1.6 and 1.6
+    np.testing.assert_allclose(below.record.clean_loss, math.log(1 + 2 * math.exp(-0.8)), rtol=1e-5)
+
+
+def test_only_correct_and_accepted_inputs_are_attacked(outcomes: Callable[..., list[Outcome]]) -> None:
+    record = only(outcomes(replace=ONE | {'name = "toy-linear"': 'name = "toy-misbehaving"\nhow = "constant"'}))
+
+    assert record.attacked.tolist() == (record.label == 0).tolist()
+    assert (record.linf[~record.attacked] == 0).all()
+    assert (record.forwards[~record.attacked] == 0).all()
+
+
+def test_success_needs_an_accepted_input(outcomes: Callable[..., list[Outcome]]) -> None:
+    """The attack dims the bright row below 0.55, so the detector refuses what the model gets wrong."""
+    record = only(outcomes('[[defense]]\nname = "toy-detector"', replace=ONE | {'name = "toy"\n\n[[model]]': 
+        'name = "toy"\nbright = 0.56\ndark = 0.54\n\n[[model]]', "eps = 0.11": "eps = 0.011"}))  # fmt: skip
+
+    assert (record.prediction != record.label).all()
+    assert record.rejected.all() != record.success.any()
+
+
+def test_clean_cells_have_records_too(outcomes: Callable[..., list[Outcome]]) -> None:
+    attack = '[[threat]]\nnorm = "linf"\neps = [0.09, 0.11]\n\n[[attack]]\nname = "toy-attack"'
+    record = only(outcomes(replace={attack: ""}))
+
+    assert record.clean_correct.all()
+    assert not record.attacked.any()
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 30])
+def test_results_do_not_depend_on_the_batch_size(
+    outcomes: Callable[..., list[Outcome]], batch_size: int
+) -> None:  # fmt: skip
+    noise = ONE | {'name = "toy-attack"': 'name = "toy-noise"'}
+
+    expected, found = only(outcomes(replace=noise)), only(outcomes(replace=noise, batch_size=batch_size))
+
+    assert (found.linf == expected.linf).all()
+    assert (found.prediction == expected.prediction).all()
+
+
+def test_cells_do_not_depend_on_their_neighbours(
+    outcomes: Callable[..., list[Outcome]], grid_file: GridFile, toys: Registry, tmp_path: Path
+) -> None:
+    """A defense that draws at every pass gives the same result alone and behind another cell."""
+    _, together = outcomes('[[defense]]\nname = "toy-jitter"')
+    plan = expand(load_grid(grid_file('[[defense]]\nname = "toy-jitter"')), toys, tmp_path)
+    execution = Execution(tmp_path, None, 5, threads=1)
+
+    (alone,) = run_job(Job(plan.cells[1:], execution), toys)
+
+    assert alone.record is not None
+    assert together.record is not None
+    assert (alone.record.loss == together.record.loss).all()
+    assert (alone.record.loss != alone.record.clean_loss).any()
+
+
+def test_a_minimum_norm_attack_runs_once_for_all_eps(outcomes: Callable[..., list[Outcome]]) -> None:
+    ToyNearest.runs = 0
+
+    below, above = outcomes(replace={'name = "toy-attack"': 'name = "toy-nearest"'}, batch_size=30)
+
+    assert ToyNearest.runs == 1
+    assert below.record is not None
+    assert above.record is not None
+    assert not below.record.success.any()
+    assert (below.record.linf == 0).all()  # nothing within the budget is handed out
+    assert above.record.success.all()
+    np.testing.assert_allclose(above.record.linf, 0.1001, rtol=1e-6)
+
+
+def test_targets_are_other_classes_and_success_means_reaching_them(
+    outcomes: Callable[..., list[Outcome]], toys: Registry
+) -> None:
+    record = only(outcomes(replace=ONE | {
+        "eps = 0.11": "eps = 0.3\ntargeted = true", 'name = "toy-attack"': 'name = "pgd"\nsteps = 20',
+    }))  # fmt: skip
+
+    assert record.success.all()
+    assert (record.prediction != record.label).all()
+    assert len(set(((record.prediction - record.label) % 3).tolist())) == 2  # both other classes are aimed at
+
+
+def test_probes_measure_clean_and_adversarial_inputs(outcomes: Callable[..., list[Outcome]]) -> None:
+    (outcome,) = outcomes('[[probe]]\nname = "toy-brightness"', replace=ONE)
+
+    assert len(outcome.measurements) == 12
+    assert all(item.value == pytest.approx(0.0, abs=1e-6) for item in outcome.measurements)  # it moves light about
+
+
+def test_adversarial_examples_are_kept_whole_and_checksummed(
+    outcomes: Callable[..., list[Outcome]], tmp_path: Path
+) -> None:
+    (outcome,) = outcomes(replace=ONE)
+
+    index, adversarial = load_examples(tmp_path / "examples", outcome.key, outcome.examples_sha256)
+
+    assert index.tolist() == list(range(12))
+    assert adversarial.shape == (12, 1, 4, 4)
+    assert not list((tmp_path / "examples").rglob("*.partial"))
+    assert examples_path(tmp_path / "examples", outcome.key).is_file()
+
+
+# ---- bad input: the cell fails with place, cause and fix
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("shape", "the model returned (5, 2) for 5 inputs; data set 'toy' needs logits (5, 3): check"),
+        ("nan", "the model returned NaN or infinite logits for 1 of 5 inputs"),
+        ("training", "stays in training mode after eval()"),
+        ("raises", "RuntimeError: the weights are haunted"),
+    ],
+)
+def test_a_broken_model_fails_its_cells(outcomes: Callable[..., list[Outcome]], how: str, message: str) -> None:
+    found = outcomes(replace={'name = "toy-linear"': f'name = "toy-misbehaving"\nhow = "{how}"'})
+
+    assert len(found) == 2
+    assert all(outcome.record is None and message in (outcome.error or "") for outcome in found)
+    assert all("toy · toy-misbehaving" in (outcome.error or "") for outcome in found)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("budget", "attack 'toy-attack' left its budget on 12 of 12 inputs: linf distance 0.165 > 0.11; project"),
+        ("nan", "attack 'toy-attack' returned NaN or infinite pixels in 12 of 12 inputs"),
+        ("range", "attack 'toy-attack' left the image range: pixels from -0.6"),
+        ("shape", "returned shape (5, 1, 2, 4) for inputs (5, 1, 4, 4)"),
+        ("raises", "ZeroDivisionError: the attack divided by zero"),
+    ],
+)
+def test_a_broken_attack_fails_its_cell_alone(outcomes: Callable[..., list[Outcome]], how: str, message: str) -> None:
+    broken, honest = outcomes(
+        '[[attack]]\nname = "toy-attack"', replace=ONE | {'name = "toy-attack"': f'name = "toy-attack"\nhow = "{how}"'}
+    )
+
+    assert broken.record is None
+    assert message in (broken.error or "")
+    assert honest.record is not None
+
+
+@pytest.mark.parametrize(("how", "flag"), [("softmax", "softmax-output"), ("unstable", "unstable-output"),
+                                           ("constant", "zero-gradient")])  # fmt: skip
+def test_doubtful_models_are_flagged(outcomes: Callable[..., list[Outcome]], how: str, flag: str) -> None:
+    (outcome,) = outcomes(replace=ONE | {
+        'name = "toy-linear"': f'name = "toy-misbehaving"\nhow = "{how}"', 'name = "toy-attack"': 'name = "fgsm"',
+    })  # fmt: skip
+
+    assert outcome.error is None
+    assert flag in [item.name for item in outcome.flags]
+    assert all(item.next_step for item in outcome.flags)
+
+
+def test_a_model_without_any_gradient_fails_gradient_attacks(outcomes: Callable[..., list[Outcome]]) -> None:
+    (outcome,) = outcomes(replace=ONE | {
+        'name = "toy-linear"': 'name = "toy-misbehaving"\nhow = "detached"', 'name = "toy-attack"': 'name = "pgd"',
+    })  # fmt: skip
+
+    assert "use an attack that needs scores or decisions" in (outcome.error or "")
+
+
+def test_honest_models_are_not_flagged(outcomes: Callable[..., list[Outcome]]) -> None:
+    assert all(not outcome.flags for outcome in outcomes('[[attack]]\nname = "fgsm"\n[[attack]]\nname = "pgd"'))
+
+
+def test_memory_that_runs_out_halves_the_batch(outcomes: Callable[..., list[Outcome]]) -> None:
+    record = only(
+        outcomes(replace=ONE | {'name = "toy-linear"': 'name = "toy-misbehaving"\nhow = "memory"'}, batch_size=12)
+    )
+
+    assert record.success.all()
+
+
+def test_images_outside_the_unit_range_are_refused(outcomes: Callable[..., list[Outcome]]) -> None:
+    found = outcomes(replace={'[dataset]\nname = "toy"': '[dataset]\nname = "toy"\nbright = 1.7'})
+
+    assert all("pixels from 0.4 to 1.7: images must be in [0, 1]" in (outcome.error or "") for outcome in found)
+
+
+def test_too_many_examples_are_refused(outcomes: Callable[..., list[Outcome]]) -> None:
+    found = outcomes(replace={"examples = 12": "examples = 31"})
+
+    assert all("has 30 test examples and the grid asks for 31" in (outcome.error or "") for outcome in found)
+
+
+def test_a_layer_that_does_not_exist_names_those_that_do(outcomes: Callable[..., list[Outcome]]) -> None:
+    found = outcomes('[[weight_perturbation]]\nname = "toy-shrink"\nlayer = "conv9"', replace=ONE)
+
+    assert "the model has no layer 'conv9' to perturb. Its layers: 'linear'" in str([item.error for item in found])
+
+
+def test_a_disk_that_refuses_examples_is_a_flag_and_the_record_is_kept(
+    grid_file: GridFile, toys: Registry, tmp_path: Path
+) -> None:
+    (tmp_path / "occupied").write_text("a file where the folder should be")
+    plan = expand(load_grid(grid_file(replace=ONE)), toys, tmp_path)
+
+    (outcome,) = run_job(Job(plan.cells, Execution(tmp_path, tmp_path / "occupied", 5)), toys)
+
+    assert outcome.record is not None
+    assert [flag.name for flag in outcome.flags] == ["examples-not-kept"]
+
+
+# ---- budgets
+
+
+def test_distances_are_the_norms() -> None:
+    clean = torch.zeros(1, 1, 2, 2)
+    moved = torch.tensor([[[[0.3, -0.4], [0.0, 0.0]]]])
+
+    found = {norm: float(value) for norm, value in distances(clean, moved).items()}
+
+    assert found == pytest.approx({"linf": 0.4, "l2": 0.5, "l1": 0.7, "l0": 2.0})
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_the_allowance_covers_rounding_and_hardly_more(norm: str) -> None:
+    threat, values = Threat(norm, 8 / 255), 3072  # type: ignore[arg-type]
+    clean = torch.rand(1000, values, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    step = torch.full((values,), {"linf": 1.0, "l2": 1 / math.sqrt(values), "l1": 1 / values}[norm] * threat.eps)
+    rounded = (clean.float() + step.float()).double()
+
+    found = distances(clean.float().reshape(1000, 3, 32, 32), rounded.float().reshape(1000, 3, 32, 32))[norm]
+
+    assert float(found.max()) <= allowance(threat, values)
+    assert allowance(threat, values) < threat.eps * 1.01
+
+
+def test_cells_know_nothing_of_how_they_are_computed(grid_file: GridFile, toys: Registry, tmp_path: Path) -> None:
+    cell: Cell = expand(load_grid(grid_file(replace=ONE)), toys, tmp_path).cells[0]
+
+    assert replace(cell, prefix_seed=7).key == cell.key
+    assert not {"device", "workers", "threads", "batch"} & set(str(cell.identity()).split("'"))
