@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import difflib
-import importlib
+import inspect
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import pluggy
 from pydantic import ValidationError
 
 from benchbox import hookspecs
-from benchbox.domain import KINDS, Component, Kind
+from benchbox.domain import KINDS, Component, Kind, Norm
 from benchbox.errors import OptionError, PluginError
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 GROUP = "benchbox"
 HOOKS: dict[Kind, str] = {kind: f"benchbox_{kind}s" for kind in KINDS}
 BASES: dict[Kind, str] = {kind: "".join(word.title() for word in kind.split("_")) for kind in KINDS}
+FACTS: dict[Kind, tuple[str, ...]] = {"dataset": ("num_classes", "shape"), "attack": ("norms",), "probe": ("axis",)}
+SPECS = tuple(name for name in vars(hookspecs) if name.startswith("benchbox_"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,37 +69,58 @@ class Registry:
         for entry in sorted(entry_points(group=GROUP), key=_origin):
             provider, version = _origin(entry)
             if not unwanted & {provider, entry.name, entry.value}:
-                registry._load(entry.value, f"{provider}:{entry.name}", provider, version)
+                registry._load(entry, f"{provider}:{entry.name}", provider, version)
         for name in modules:
             if name not in unwanted:
-                registry._load(name, name, name, "")
+                registry._load(EntryPoint(name, name, GROUP), name, name, "")
         return registry
 
-    def _load(self, module: str, registered: str, provider: str, version: str) -> None:
+    def _load(self, entry: EntryPoint, registered: str, provider: str, version: str) -> None:
         try:
-            plugin = importlib.import_module(module)
-        except Exception as error:  # a plugin's import may raise anything; it must not stop the others
-            self.broken.append(Broken(provider, f"importing {module!r} raised {type(error).__name__}: {error}"))
+            plugin = entry.load()
+        except (Exception, SystemExit) as error:  # a plugin's import may raise anything; it must not stop the others
+            hint = ". Install it, or put its folder on PYTHONPATH" if isinstance(error, ModuleNotFoundError) else ""
+            self._report(provider, f"importing {entry.value!r} raised {type(error).__name__}: {error}{hint}")
             return
         self.register(plugin, provider, version, registered)
 
     def register(self, plugin: object, provider: str, version: str = "", registered: str | None = None) -> None:
         """Add the hook implementations of a module or object. What is wrong with it goes to ``broken``."""
-        specs = [name for name in vars(hookspecs) if name.startswith("benchbox_")]
-        for attribute in dir(plugin):
-            marked = self._manager.parse_hookimpl_opts(plugin, attribute) is not None
-            if marked and attribute not in specs:
-                hint = did_you_mean(attribute, specs)
-                self.broken.append(Broken(provider, f"implements the unknown hook {attribute!r}.{hint}"))
-                return
+        problem = self._hook_problem(plugin)
+        if problem:
+            self._report(provider, problem)
+            return
         name = registered or provider
         try:
             self._manager.register(plugin, name=name)
-        except (pluggy.PluginValidationError, ValueError) as error:
-            self.broken.append(Broken(provider, str(error).strip()))
+        except pluggy.PluginValidationError as error:
+            if self._manager.has_plugin(name):  # pluggy before 1.7 leaves the hooks that it had checked so far
+                self._manager.unregister(name=name)
+            self._report(provider, " ".join(str(error).split()))
+            return
+        except ValueError:
+            self._report(provider, f"{name!r} is registered already; name it once")
             return
         self._providers[name] = (provider, version)
         self._offers.clear()
+
+    def _hook_problem(self, plugin: object) -> str | None:
+        """A hook that nothing would ever call: misspelt, or not marked as one."""
+        for attribute in dir(plugin):
+            options = self._manager.parse_hookimpl_opts(plugin, attribute)
+            if options is None:
+                if attribute in SPECS and inspect.isroutine(getattr(plugin, attribute)):
+                    return f"defines {attribute} without @hookimpl (from benchbox.hookspecs) above it"
+                continue
+            hook = options.get("specname") or attribute
+            if hook not in SPECS:
+                return f"implements the unknown hook {hook!r}.{did_you_mean(hook, SPECS)}"
+        return None
+
+    def _report(self, provider: str, reason: str) -> None:
+        broken = Broken(provider, reason)
+        if broken not in self.broken:
+            self.broken.append(broken)
 
     def offers(self, kind: Kind) -> list[Offer]:
         """Every offer of a kind, collisions included, sorted by name."""
@@ -110,14 +133,10 @@ class Registry:
         """
         found = self._of(kind).get(name, [])
         if len(found) > 1:
-            providers = " and ".join(repr(offer.provider) for offer in found)
-            raise PluginError(
-                f"{kind} {name!r} is offered by {providers}. Block one of them: "
-                f'block = ["{found[-1].provider}"] in benchbox.toml'
-            )
+            raise PluginError(_collision(found))
         if not found:
             hint = did_you_mean(name, self._of(kind)) or f" Known: {', '.join(sorted(self._of(kind))) or 'none'}."
-            raise PluginError(f"unknown {kind.replace('_', ' ')} {name!r}.{hint}")
+            raise PluginError(f"unknown {_spoken(kind)} {name!r}.{hint}")
         return found[0]
 
     def create(self, kind: Kind, name: str, options: Mapping[str, Any]) -> Any:
@@ -125,15 +144,14 @@ class Registry:
 
         Raises PluginError as :meth:`get` does, and OptionError for an unknown option or an impossible value.
         """
-        plugin = self.get(kind, name).plugin
+        offer = self.get(kind, name)
+        # By way of JSON: strict about types, and yet a TOML array may become a tuple.
+        parts = [f"{json.dumps(option)}:{_json(option, value)}" for option, value in options.items()]
         try:
-            # By way of JSON: strict about types, and yet a TOML array may become a tuple.
-            validated = plugin.Options.model_validate_json(json.dumps(dict(options)), strict=True)
+            validated = offer.plugin.Options.model_validate_json("{" + ",".join(parts) + "}", strict=True)
         except ValidationError as error:
-            raise _option_error(error, plugin) from None
-        except (TypeError, ValueError) as error:
-            raise OptionError("", f"{kind} {name!r}: its options have no JSON form ({error})") from None
-        return plugin(validated)
+            raise _option_error(error, offer.plugin) from None
+        return offer.plugin(validated)
 
     def component(self, kind: Kind, name: str, instance: Plugin, data_dir: Path) -> Component:
         """What identifies ``instance`` in a cell."""
@@ -149,39 +167,94 @@ class Registry:
     def _of(self, kind: Kind) -> dict[str, list[Offer]]:
         if kind not in self._offers:
             self._offers[kind] = {}
-            for implementation in reversed(getattr(self._manager.hook, HOOKS[kind]).get_hookimpls()):
+            for implementation in getattr(self._manager.hook, HOOKS[kind]).get_hookimpls():
                 provider, version = self._providers[implementation.plugin_name]
-                try:
-                    classes = list(implementation.function())
-                    offers = [_offer(kind, plugin, provider, version) for plugin in classes]
-                except Exception as error:  # as at import: one broken hook must not stop the others
-                    self.broken.append(Broken(provider, f"{HOOKS[kind]} raised {type(error).__name__}: {error}"))
-                    continue
-                for offer in offers:
-                    self._offers[kind].setdefault(offer.name, []).append(offer)
+                for plugin in self._classes(implementation.function, provider, HOOKS[kind]):
+                    try:
+                        offer = _offer(kind, plugin, provider, version)
+                    except PluginError as error:
+                        self._report(provider, f"{HOOKS[kind]}: {error}")
+                    else:
+                        self._offers[kind].setdefault(offer.name, []).append(offer)
         return self._offers[kind]
+
+    def _classes(self, hook: Callable[[], Any], provider: str, name: str) -> list[Any]:
+        try:
+            found = hook()
+        except Exception as error:  # as at import: one broken hook must not stop the others
+            self._report(provider, f"{name} raised {type(error).__name__}: {error}")
+            return []
+        if not isinstance(found, list | tuple):
+            self._report(provider, f"{name} returned {found!r}; it must return a list of classes")
+            return []
+        return list(found)
 
 
 def _origin(entry: EntryPoint) -> tuple[str, str]:
-    return (entry.dist.name, entry.dist.version) if entry.dist else (entry.value, "")
+    return (entry.dist.name or entry.value, entry.dist.version or "") if entry.dist else (entry.value, "")
 
 
-def _offer(kind: Kind, plugin: Any, provider: str, version: str) -> Offer:
+def _offer(kind: Kind, offered: object, provider: str, version: str) -> Offer:
     from benchbox import api
 
-    base = getattr(api, BASES[kind])
-    if not (isinstance(plugin, type) and issubclass(plugin, base)):
-        raise PluginError(f"{plugin!r} is no subclass of benchbox.api.{BASES[kind]}")
-    name = getattr(plugin, "name", None)
+    base: Any = getattr(api, BASES[kind])
+    if not (isinstance(offered, type) and issubclass(offered, base)):
+        raise PluginError(f"{offered!r} is no subclass of benchbox.api.{BASES[kind]}")
+    plugin: Any = offered
+    name, place = getattr(plugin, "name", None), plugin.__qualname__
     if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
-        raise PluginError(f"{plugin.__qualname__}.name is {name!r}; a kebab-case name is needed, such as 'my-{kind}'")
+        example = f"my-{kind.replace('_', '-')}"
+        raise PluginError(f"{place}.name is {name!r}; a kebab-case name is needed, such as {example!r}")
+    if inspect.isabstract(plugin):
+        raise PluginError(f"{place} does not define {', '.join(sorted(plugin.__abstractmethods__))}")
+    missing = [fact for fact in FACTS.get(kind, ()) if not hasattr(plugin, fact)]
+    if missing:
+        raise PluginError(f"{place} does not say its {' and '.join(missing)}: set it in the class")
+    if not (isinstance(plugin.Options, type) and issubclass(plugin.Options, api.Options)):
+        raise PluginError(f"{place}.Options must derive from benchbox.api.Options")
+    if kind == "attack":
+        _check_norms(plugin.norms, place)
     return Offer(kind, name, plugin, provider, version)
+
+
+def _check_norms(norms: Any, place: str) -> None:
+    known = get_args(Norm)
+    if not (isinstance(norms, tuple) and norms and all(norm in known for norm in norms)):
+        raise PluginError(f'{place}.norms is {norms!r}; a tuple of {", ".join(known)} is needed, such as ("linf",)')
+
+
+def _collision(found: Sequence[Offer]) -> str:
+    """Who offers one name, and what to do. The advice is never to block all of benchbox's own plugins."""
+    what = f"{_spoken(found[0].kind)} {found[0].name!r}"
+    providers = list(dict.fromkeys(offer.provider for offer in found))
+    if len(providers) == 1:
+        places = " and ".join(f"{offer.plugin.__module__}.{offer.plugin.__qualname__}" for offer in found)
+        return f"{what} is offered twice by {providers[0]!r}: by {places}. Rename or remove one of them"
+    others = [provider for provider in providers if provider != hookspecs.PROJECT]
+    return (
+        f"{what} is offered by {' and '.join(map(repr, providers))}. Block one of them: "
+        f'block = ["{others[-1]}"] in benchbox.toml'
+    )
+
+
+def _spoken(kind: Kind) -> str:
+    return kind.replace("_", " ")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`` Did you mean 'x'?`` with the nearest known name, or an empty text."""
-    near = difflib.get_close_matches(name, list(known), n=1)
+    near = difflib.get_close_matches(name.lower(), list(known), n=1)
     return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def _json(option: str, value: Any) -> str:
+    try:
+        return json.dumps(value, allow_nan=False)
+    except ValueError:
+        raise OptionError(option, f"NaN and infinity are no options; give finite numbers (got {value!r})") from None
+    except TypeError:
+        kind = type(value).__name__
+        raise OptionError(option, f"{value!r} is a {kind}; give a number, a text, a list or a table") from None
 
 
 def _option_error(error: ValidationError, plugin: type[Plugin]) -> OptionError:
