@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from benchbox.domain import CELL_KINDS, Cell, Component, Cost, Exclusion, Flag, Measurement, Record, Score, Threat
 from benchbox.errors import StoreError
+from benchbox.identity import CELL_VERSION, canonical_json, digest
 from benchbox.rows import Failure, Masks, Row, Run, pack, row_order, unpack
 
 FORMAT = "benchbox-results/1"
@@ -24,25 +26,34 @@ def write_published(path: Path, rows: Sequence[Row]) -> Path:
     """Write ``rows`` and their masks to ``path``. Raises StoreError for no rows, a machine's path, a full disk."""
     if not rows:
         raise StoreError(f"{path}: there is nothing to publish; no result passes the filters")
-    components: dict[str, dict[str, Any]] = {}
+    components: dict[str, Any] = {}
+    environments: dict[str, Any] = {}
     lines = []
     for row in sorted(rows, key=row_order):
         _refuse_machine_paths(row.cell)
-        for kind in CELL_KINDS:
-            part: Component | None = getattr(row.cell, kind)
-            if part:
-                components[part.digest] = part.identity()
-        lines.append(_compact(_row_to_json(row)))
-    parts = [f"{_compact(digest)}:{_compact(components[digest])}" for digest in sorted(components)]
-    text = f'{{"format":"{FORMAT}",\n"components":{{\n{_joined(parts)}\n}},\n"rows":[\n{_joined(lines)}\n]}}\n'
+        components |= {part.digest: part.identity() for kind in CELL_KINDS if (part := getattr(row.cell, kind))}
+        environment = {name: value for name, value in row.environment.items() if not _is_machine_path(value)}
+        environments[digest(environment)] = environment
+        lines.append(canonical_json(_row_to_json(row, digest(environment))))
+    text = (
+        f'{{"format":"{FORMAT}",\n"cell_version":{CELL_VERSION},\n"components":{_table(components)},\n'
+        f'"environments":{_table(environments)},\n"rows":[\n{_joined(lines)}\n]}}\n'
+    )
+    _write(path, text)
+    return path
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    scratch = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = path.with_name(path.name + ".partial")
         scratch.write_text(text, encoding="utf-8", newline="\n")
-        scratch.replace(path)  # readers see the old file or the whole new one
+        scratch.replace(path)
     except OSError as error:
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
         raise StoreError(f"{path}: cannot be written: {error.strerror}; name a file in a writable folder") from error
-    return path
 
 
 class PublishedSource:
@@ -86,8 +97,13 @@ def read_published(path: Path) -> list[Row]:
             raise StoreError(
                 f"{path}: its format is {content['format']!r}, this benchbox reads {FORMAT!r}; upgrade benchbox"
             )
-        components = {digest: Component(**fields) for digest, fields in content["components"].items()}
-        return [_row_from_json(fields, components) for fields in content["rows"]]
+        if content["cell_version"] != CELL_VERSION:
+            raise StoreError(
+                f"{path}: its cells are of version {content['cell_version']}, this benchbox computes version "
+                f"{CELL_VERSION}; run the grids again and publish anew"
+            )
+        components = {name: Component(**fields) for name, fields in content["components"].items()}
+        return [_row_from_json(fields, components, content["environments"]) for fields in content["rows"]]
     except OSError as error:
         raise StoreError(
             f"{path}: cannot be read: {error.strerror}. Write it with `benchbox leaderboard --publish`"
@@ -96,7 +112,7 @@ def read_published(path: Path) -> list[Row]:
         raise StoreError(f"{path}: is no file of published results ({type(error).__name__}: {error})") from None
 
 
-def _row_to_json(row: Row) -> dict[str, Any]:
+def _row_to_json(row: Row, environment: str) -> dict[str, Any]:
     cell, masks = row.cell, row.masks()
     return {
         "key": row.key,
@@ -117,7 +133,7 @@ def _row_to_json(row: Row) -> dict[str, Any]:
         "flags": [[flag.name, flag.detail, flag.next_step] for flag in row.flags],
         "cost": [row.cost.seconds, row.cost.forwards, row.cost.backwards],
         "device": row.device,
-        "environment": {name: value for name, value in row.environment.items() if not _is_machine_path(value)},
+        "environment": environment,
         "started_at": row.started_at.isoformat(),
         "grids": list(row.runs),
         "examples_sha256": row.examples_sha256,
@@ -125,7 +141,9 @@ def _row_to_json(row: Row) -> dict[str, Any]:
     }
 
 
-def _row_from_json(fields: Mapping[str, Any], components: Mapping[str, Component]) -> Row:
+def _row_from_json(
+    fields: Mapping[str, Any], components: Mapping[str, Component], environments: Mapping[str, Mapping[str, str]]
+) -> Row:
     parts = dict(fields["cell"])
     threat = parts.pop("threat")
     chosen = {kind: components[parts.pop(kind)] if kind in parts else None for kind in CELL_KINDS}
@@ -139,7 +157,7 @@ def _row_from_json(fields: Mapping[str, Any], components: Mapping[str, Component
         flags=tuple(Flag(*flag) for flag in fields["flags"]),
         cost=Cost(*fields["cost"]),
         device=fields["device"],
-        environment=fields["environment"],
+        environment=environments[fields["environment"]],
         started_at=datetime.fromisoformat(fields["started_at"]),
         runs=tuple(fields["grids"]),
         examples_sha256=fields["examples_sha256"],
@@ -163,8 +181,10 @@ def _is_machine_path(value: Any) -> bool:
     return isinstance(value, str) and (os.path.isabs(value) or PureWindowsPath(value).is_absolute())
 
 
-def _compact(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+def _table(entries: Mapping[str, Any]) -> str:
+    """A JSON object with one sorted entry to a line."""
+    lines = [f"{canonical_json(name)}:{canonical_json(entries[name])}" for name in sorted(entries)]
+    return f"{{\n{_joined(lines)}\n}}"
 
 
 def _joined(lines: Sequence[str]) -> str:

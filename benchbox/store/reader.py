@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +152,7 @@ class DatabaseSource:
             runs=tuple(grids),
             examples_sha256=row.examples_sha256,
             evaluation_id=row.id,
-            load_masks=partial(self._masks, row.id),
+            load_masks=cache(partial(self._masks, row.id)),  # read when first asked for, kept while the row lives
         )
 
 

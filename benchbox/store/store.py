@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any, Self
 
 from sqlalchemy import URL, Connection, Table, delete, insert, select, update
@@ -247,18 +248,20 @@ def _insert_all(connection: Connection, table: Table, rows: list[dict[str, Any]]
 def _insert_new(connection: Connection, table: Table, rows: list[dict[str, Any]]) -> None:
     """Insert the rows whose primary key is not there yet."""
     if rows:
-        connection.execute(_upsert(connection, table).on_conflict_do_nothing(), rows)
+        connection.execute(_upsert(connection.dialect.name, table), rows)
 
 
 def _insert_or_update(connection: Connection, table: Table, rows: list[dict[str, Any]], column: str) -> None:
     """Insert rows; where the primary key is there already, change ``column``."""
     if rows:
-        statement = _upsert(connection, table)
-        changes = {column: statement.excluded[column]}
-        connection.execute(
-            statement.on_conflict_do_update(index_elements=table.primary_key.columns, set_=changes), rows
-        )
+        connection.execute(_upsert(connection.dialect.name, table, column), rows)
 
 
-def _upsert(connection: Connection, table: Table) -> sqlite.Insert | postgresql.Insert:
-    return sqlite.insert(table) if connection.dialect.name == "sqlite" else postgresql.insert(table)
+@cache
+def _upsert(dialect: str, table: Table, column: str | None = None) -> sqlite.Insert | postgresql.Insert:
+    """An insert that on a known primary key changes ``column``, or nothing; made once, for it is slow to make."""
+    statement = sqlite.insert(table) if dialect == "sqlite" else postgresql.insert(table)
+    if column is None:
+        return statement.on_conflict_do_nothing()
+    changes = {column: statement.excluded[column]}
+    return statement.on_conflict_do_update(index_elements=list(table.primary_key.columns), set_=changes)
