@@ -1,0 +1,330 @@
+"""Train a model from a recipe: standard or against PGD, best epoch by validation accuracy, resumable bit by bit.
+
+All randomness of an epoch comes from (seed, epoch), so a checkpoint needs no state of a generator, and an interrupted
+training goes on as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pickle
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from benchbox.adversary import augment, correct, pgd, robust_mask
+from benchbox.api import Dataset, Examples
+from benchbox.errors import DataError, GridError, OptionError, PluginError
+from benchbox.identity import canonical_json, derive_seed, file_digest
+from benchbox.recipe import Named, Recipe, load_recipe
+from benchbox.runtime import computing, environment, global_seed
+
+if TYPE_CHECKING:
+    from benchbox.domain import Kind
+    from benchbox.registry import Registry
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """What one epoch gave. ``robust`` is the validation accuracy under PGD (method pgd), else None."""
+
+    epoch: int  # from 1
+    epochs: int
+    loss: float  # mean training loss, nats
+    clean: float  # validation accuracy
+    robust: float | None
+    best: bool
+    seconds: float
+
+    @property
+    def score(self) -> tuple[float, float]:
+        """What decides which epoch is the best: robust accuracy where there is one, then clean accuracy."""
+        return (self.clean if self.robust is None else self.robust, self.clean)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingResult:
+    """The files that a training wrote, and the card's content."""
+
+    weights: Path
+    card_path: Path
+    card: Mapping[str, Any]
+    history: tuple[Epoch, ...]
+
+
+@dataclass
+class _State:
+    """Everything that changes during a training; a checkpoint is this, the recipe and the data's fingerprint."""
+
+    model: nn.Module
+    optimiser: torch.optim.Optimizer
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+    history: list[Epoch] = field(default_factory=list)
+
+    @property
+    def best(self) -> Epoch:
+        return next(epoch for epoch in reversed(self.history) if epoch.best)
+
+
+@dataclass(frozen=True)
+class _Data:
+    train: Examples
+    validation: Examples
+    test: Examples
+    fingerprint: str
+
+
+def train(
+    recipe_path: Path, registry: Registry, data_dir: Path, out_dir: Path, device: str = "cpu",
+    on_epoch: Callable[[Epoch], None] = lambda epoch: None,
+) -> TrainingResult:  # fmt: skip
+    """Carry out a recipe, going on from its checkpoint in ``out_dir`` where there is one.
+
+    Writes ``NAME.safetensors``, its card ``NAME.json`` and ``NAME.checkpoint.pt``, NAME being the recipe's. Raises
+    GridError for what is wrong with the recipe, also when the checkpoint was made by another one, and DataError for
+    missing data or a damaged checkpoint.
+    """
+    recipe = load_recipe(recipe_path)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    checkpoint = out_dir / f"{recipe_path.stem}.checkpoint.pt"
+    with computing(None), global_seed(derive_seed(recipe.seed, "model")):
+        dataset: Dataset = _create(registry, "dataset", recipe.dataset, recipe_path)
+        data = _load_data(recipe, dataset, data_dir, device)
+        model = _create(registry, "model", recipe.model, recipe_path).load(data_dir).to(device)
+        _check_fit(model, data.train, dataset.num_classes, recipe_path)
+        state = _State(model, _optimiser(recipe, model))
+        _resume(checkpoint, state, recipe, data.fingerprint, recipe_path)
+        for number in range(len(state.history), recipe.epochs):
+            _run_epoch(recipe, state, data, number, recipe_path)
+            _save(checkpoint, state, recipe, data.fingerprint)
+            on_epoch(state.history[-1])
+        state.model.load_state_dict(state.best_weights)
+        return _publish(recipe, state, data, out_dir / recipe_path.stem, device)
+
+
+# ------------------------------------------------------------------------------------------------ what to train on
+
+
+def _create(registry: Registry, kind: Kind, entry: Named, source: Path) -> Any:
+    try:
+        return registry.create(kind, entry.name, entry.options)
+    except OptionError as error:
+        place = f"{kind}.{error.option}" if error.option else kind
+        raise GridError(f"{source}:{place}: {error}") from None
+    except PluginError as error:
+        raise GridError(f"{source}:{kind}.name: {error}") from None
+
+
+def _load_data(recipe: Recipe, dataset: Dataset, data_dir: Path, device: str) -> _Data:
+    """The splits on ``device``. Validation is a part of the training split: never of calibration or test."""
+    whole = dataset.load("train", data_dir)
+    rng = torch.Generator().manual_seed(derive_seed(recipe.seed, "validation"))
+    order = torch.randperm(len(whole), generator=rng)
+    held_out = max(1, round(len(whole) * recipe.validation))
+    return _Data(
+        train=_on(device, whole.take(order[held_out:])),
+        validation=_on(device, whole.take(order[:held_out])),
+        test=_on(device, dataset.load("test", data_dir)),
+        fingerprint=dataset.fingerprint(data_dir),
+    )
+
+
+def _on(device: str, examples: Examples) -> Examples:
+    return Examples(examples.images.to(device), examples.labels.to(device))
+
+
+def _check_fit(model: nn.Module, examples: Examples, num_classes: int, source: Path) -> None:
+    shape = tuple(examples.images.shape[1:])
+    try:
+        with torch.no_grad():
+            logits = model(examples.images[:2])
+    except RuntimeError as error:
+        raise GridError(
+            f"{source}:model: cannot take the data set's images, {shape} ({str(error).splitlines()[0]}). "
+            "Choose a model for this shape, or set its options"
+        ) from error
+    if logits.shape != (2, num_classes):
+        raise GridError(
+            f"{source}:model: gives outputs of shape {tuple(logits.shape[1:])} and the data set has {num_classes} "
+            "classes. Set the model's num_classes"
+        )
+
+
+def _optimiser(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+    options = recipe.optimiser
+    if options.name == "adam":
+        return torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=options.weight_decay)
+    return torch.optim.SGD(
+        model.parameters(), lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay,
+        nesterov=options.momentum > 0,
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------ one epoch
+
+
+def _run_epoch(recipe: Recipe, state: _State, data: _Data, number: int, source: Path) -> None:
+    """Train for one epoch, validate, and add the result to ``state``; ``number`` counts from 0."""
+    started = time.perf_counter()
+    device = data.train.labels.device
+    seed = derive_seed(recipe.seed, "epoch", number)
+    with global_seed(seed):  # for dropout and the like
+        loss = _train_epoch(recipe, state, data.train, number, torch.Generator(device).manual_seed(seed))
+    if not math.isfinite(loss):
+        raise GridError(
+            f"{source}:optimiser.lr: the training loss became {loss} in epoch {number + 1}. Lower lr, or warm it up "
+            '(schedule.name = "onecycle")'
+        )
+    clean = float(correct(state.model, data.validation).double().mean())
+    robust = None
+    if recipe.pgd:
+        attacked = data.validation.head(recipe.pgd.validation_examples)
+        rng = torch.Generator(device).manual_seed(derive_seed(recipe.seed, "attack on validation"))
+        mask = robust_mask(state.model, attacked, recipe.pgd.with_steps(recipe.pgd.validation_steps), 1, rng)
+        robust = float(mask.double().mean())
+    epoch = Epoch(number + 1, recipe.epochs, loss, clean, robust, False, time.perf_counter() - started)
+    if not state.history or epoch.score >= state.best.score:  # of equals the later, at the lower learning rate
+        epoch = replace(epoch, best=True)
+        state.best_weights = {name: value.clone() for name, value in state.model.state_dict().items()}
+    state.history.append(epoch)
+
+
+def _train_epoch(recipe: Recipe, state: _State, examples: Examples, number: int, rng: torch.Generator) -> float:
+    """The mean loss over the epoch. A last, smaller batch is left out: its images come in other epochs."""
+    order = torch.randperm(len(examples), generator=rng, device=rng.device)
+    batches = [batch for batch in torch.split(order, recipe.batch_size) if len(batch) == recipe.batch_size] or [order]
+    total = torch.zeros((), device=rng.device)
+    for position, batch in enumerate(batches):
+        now = number + position / len(batches)
+        for group in state.optimiser.param_groups:
+            group["lr"] = recipe.optimiser.lr * recipe.schedule.scale(now, recipe.epochs)
+        images, labels = augment(examples.images[batch], recipe.augmentation, rng), examples.labels[batch]
+        if recipe.pgd:
+            share = min(1.0, now / recipe.pgd.warmup_epochs) if recipe.pgd.warmup_epochs else 1.0
+            images = pgd(state.model, images, labels, recipe.pgd, rng, share)
+        state.model.train()
+        loss = functional.cross_entropy(state.model(images), labels, label_smoothing=recipe.label_smoothing)
+        state.optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        state.optimiser.step()
+        state.model.eval()
+        total += loss.detach()
+    return float(total) / len(batches)
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+
+@contextmanager
+def _atomic(path: Path) -> Iterator[Path]:
+    """A temporary file that takes the place of ``path`` at the end, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _save(path: Path, state: _State, recipe: Recipe, fingerprint: str) -> None:
+    content = {
+        "recipe": canonical_json(recipe.model_dump(mode="json")),
+        "data": fingerprint,
+        "model": state.model.state_dict(),
+        "optimiser": state.optimiser.state_dict(),
+        "best_weights": state.best_weights,
+        "history": [asdict(epoch) for epoch in state.history],
+    }
+    with _atomic(path) as temporary:
+        torch.save(content, temporary)
+
+
+def _resume(path: Path, state: _State, recipe: Recipe, fingerprint: str, source: Path) -> None:
+    """Bring ``state`` to where the checkpoint stands, if there is one."""
+    if not path.exists():
+        return
+    try:
+        content = torch.load(path, weights_only=True, map_location="cpu")
+        before = json.loads(content["recipe"])
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).split("\n")[0]
+        raise DataError(f"{path}: is no checkpoint of a training ({reason}). Delete it to begin anew") from error
+    changes = list(_differences(before, recipe.model_dump(mode="json")))
+    if content["data"] != fingerprint:
+        changes.append("the data set's files are others")
+    if changes:
+        raise GridError(
+            f"{source}: the checkpoint {path} was made by another recipe: {'; '.join(changes)}. "
+            "Give another output folder, or delete the checkpoint"
+        )
+    state.model.load_state_dict(content["model"])
+    state.optimiser.load_state_dict(content["optimiser"])
+    state.best_weights = content["best_weights"]
+    state.history = [Epoch(**epoch) for epoch in content["history"]]
+
+
+def _differences(before: Any, now: Any, place: str = "") -> Iterator[str]:
+    """``epochs was 3 and is 4`` for each value that is not the same."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for name in sorted(before.keys() | now.keys()):
+            yield from _differences(before.get(name), now.get(name), f"{place}.{name}" if place else name)
+    elif before != now:
+        yield f"{place} was {json.dumps(before)} and is {json.dumps(now)}"
+
+
+def _publish(recipe: Recipe, state: _State, data: _Data, stem: Path, device: str) -> TrainingResult:
+    """Write the best weights and their card."""
+    weights, card_path = stem.with_name(f"{stem.name}.safetensors"), stem.with_name(f"{stem.name}.json")
+    tensors = {name: value.contiguous().cpu() for name, value in state.model.state_dict().items()}
+    with _atomic(weights) as temporary:
+        safetensors.torch.save_file(tensors, temporary)
+    card = _card(recipe, state, data, device) | {"weights": weights.name, "sha256": file_digest(weights)}
+    with _atomic(card_path) as temporary:
+        temporary.write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return TrainingResult(weights, card_path, card, tuple(state.history))
+
+
+def _card(recipe: Recipe, state: _State, data: _Data, device: str) -> dict[str, Any]:
+    best = state.best
+    test: dict[str, Any] = {
+        "examples": len(data.test),
+        "clean_accuracy": float(correct(state.model, data.test).double().mean()),
+    }
+    if recipe.evaluation:
+        rng = torch.Generator(device).manual_seed(derive_seed(recipe.seed, "attack on test"))
+        mask = robust_mask(state.model, data.test, recipe.evaluation, recipe.evaluation.restarts, rng)
+        test |= {
+            "robust_accuracy": float(mask.double().mean()),
+            "attack": {"name": "pgd"} | recipe.evaluation.model_dump(mode="json"),
+        }
+    validation: dict[str, Any] = {"examples": len(data.validation), "clean_accuracy": best.clean}
+    if recipe.pgd:
+        validation |= {
+            "robust_accuracy": best.robust,
+            "attacked_examples": min(len(data.validation), recipe.pgd.validation_examples),
+            "attack": {"name": "pgd"} | recipe.pgd.with_steps(recipe.pgd.validation_steps).model_dump(mode="json"),
+        }
+    return {
+        "recipe": recipe.model_dump(mode="json"),
+        "seed": recipe.seed,
+        "parameters": sum(parameter.numel() for parameter in state.model.parameters()),
+        "epochs": len(state.history),
+        "best_epoch": best.epoch,
+        "training_seconds": round(sum(epoch.seconds for epoch in state.history), 1),
+        "validation": validation,
+        "test": test,
+        "data_fingerprint": data.fingerprint,
+        "environment": environment(device, None),
+        "date": datetime.now(UTC).date().isoformat(),
+    }
