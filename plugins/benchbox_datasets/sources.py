@@ -184,7 +184,8 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except _DAMAGED as error:
+        reason = " ".join(str(error).split())
         raise DataError(
-            f"{path}: cannot be read ({type(error).__name__}: {error}). It has to be a folder, or a zip or tar archive "
-            "(plain, gz, bz2, xz) that is whole: fetch or pack it again"
+            f"{path}: cannot be read ({type(error).__name__}: {reason}). It has to be a folder, or a zip or tar "
+            "archive (plain, gz, bz2, xz) that is whole: fetch or pack it again"
         ) from error
