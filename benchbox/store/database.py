@@ -25,6 +25,7 @@ _CAUSES = (  # (what the driver says, in lower case; what that means and what to
     ("malformed", "the file is damaged; restore a backup, or move it away and run the grid again"),
     ("database or disk is full", "the disk is full; free space and run the same command: what was finished is kept"),
     ("no space left", "the disk is full; free space and run the same command: what was finished is kept"),
+    ("[errno", "its folder cannot be made or written; check the path and its permissions, or name another database"),
     ("readonly database", "the file or its folder is read-only; change its permissions, or name another database"),
     ("unable to open database file", "the file cannot be opened; check the permissions of it and its folder"),
     ("database is locked", "another process is writing to it; wait for that to finish and run the same command"),
@@ -90,7 +91,8 @@ def reader_engine(url: URL) -> Engine:
     if not path.is_file():
         raise StoreError(f"no database at {path}; run `benchbox run --grid FILE` first, or name another database")
     query = {"mode": "ro", "uri": "true"}
-    if not os.access(path.parent, os.W_OK) and not path.with_name(path.name + "-wal").exists():
+    writable = os.access(path.parent, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
+    if not writable and not path.with_name(path.name + "-wal").exists():
         query["immutable"] = "1"  # nobody can write there, and SQLite cannot make its shared-memory file there either
     engine = _create(url, URL.create("sqlite", database=f"file:{quote(str(path.absolute()))}", query=query))
     event.listen(engine, "connect", _set_up)
