@@ -12,7 +12,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from benchbox.api import Examples
+from benchbox.api import Dataset, Examples
 from benchbox.config import Settings
 from benchbox.registry import Registry
 
@@ -55,7 +55,7 @@ def trained_digits() -> TrainedDigits:
                 optimizer.zero_grad()
                 nn.functional.cross_entropy(model(train.images[batch]), train.labels[batch]).backward()
                 optimizer.step()
-    model.eval().requires_grad_(False)
+    model.eval().requires_grad_(False).zero_grad()
     return TrainedDigits(model, calibration=rest.head(400), test=rest.take(torch.arange(400, len(rest))))
 
 
@@ -108,3 +108,10 @@ def grid_file(tmp_path: Path) -> Callable[..., Path]:
 def settings(tmp_path: Path) -> Settings:
     """Settings that keep everything in the test's own folder."""
     return Settings(database=f"sqlite:///{tmp_path}/results.db", output=tmp_path / "results", data_dir=tmp_path)
+
+
+@pytest.fixture(scope="session")
+def create_dataset() -> Callable[..., Dataset]:
+    """``create_dataset("image-folder", path="x")``: a data set as a grid makes it."""
+    registry = Registry.discover()
+    return lambda name, **options: registry.create("dataset", name, options)
