@@ -51,7 +51,7 @@ class LinearModel(nn.Module):
         return _length(changes, norm).nan_to_num(nan=math.inf)
 
     def nearest(self, x: Float[Tensor, "n c h w"], y: Int[Tensor, " n"], norm: Norm) -> Float[Tensor, "n c h w"]:
-        """The nearest such input, float64, on the boundary; NaN where there is none."""
+        """The nearest such input, float64, on the boundary to another class; NaN where there is none."""
         points, weight = x.double().flatten(1), self.weight.double()
         logits = points @ weight.T + self.bias.double()
         lead = logits.gather(1, y[:, None]) - logits  # (n, k): what each class must gain on y
