@@ -41,8 +41,8 @@ class RunProgress:
         self.task = self.bar.add_task("loading", total=None, speed="")
 
     def begin(self, plan: Plan, waiting: Sequence[Cell]) -> None:
-        for exclusion in plan.excluded:
-            err.print(f"excluded: {exclusion.description}: {exclusion.reason}", style="dim")
+        for line in exclusion_lines(plan):
+            err.print(line, style="dim")
         ready = len(plan.cells) - len(waiting)
         if not waiting:
             err.print(f"{plan.name}: all {ready} cells are in the database already; nothing to compute")
@@ -73,6 +73,17 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes:02} min" if hours else f"{minutes}:{rest:02} min"
 
 
+def exclusion_lines(plan: Plan) -> list[str]:
+    """What a plan leaves out, one line per reason; the database has every single combination."""
+    reasons: dict[str, list[str]] = {}
+    for exclusion in plan.excluded:
+        reasons.setdefault(exclusion.reason, []).append(exclusion.description)
+    return [
+        f"excluded: {left_out[0]}" + (f" and {len(left_out) - 1} more" if len(left_out) > 1 else "") + f": {reason}"
+        for reason, left_out in reasons.items()
+    ]
+
+
 def print_summary(summary: Summary, settings: Settings, pages: Sequence[Path]) -> None:
     """The end of a run: what was computed, what failed, and where everything lies. The leaderboard stands above."""
     cells = len(summary.plan.cells)
@@ -94,8 +105,8 @@ def print_plan(estimate: Estimate) -> None:
         cost = "" if item.done else "unknown" if item.seconds is None else _duration(item.seconds)
         table.add_row(item.cell.key[:12], item.cell.label, "in the database" if item.done else "to compute", cost)
     out.print(table)
-    for exclusion in estimate.plan.excluded:
-        out.print(f"excluded: {exclusion.description}: {exclusion.reason}")
+    for line in exclusion_lines(estimate.plan):
+        out.print(line)
     unknown = f", and {estimate.unknown} cells of unknown cost" if estimate.unknown else ""
     out.print(
         f"{len(estimate.cells)} cells, {sum(item.done for item in estimate.cells)} in the database, "

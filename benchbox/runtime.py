@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 from collections.abc import Iterator
@@ -53,14 +54,21 @@ def global_seed(seed: int) -> Iterator[None]:
         yield
 
 
-def environment(device: str, threads: int | None) -> dict[str, str]:
-    """What a reader needs to repeat a number: versions, processor, device, threads. Names no host and no path."""
-    found = {"python": platform.python_version(), "system": platform.system(), "machine": platform.machine()}
+@functools.cache
+def _versions() -> dict[str, str]:
+    found = {}
     for package in REMEMBERED:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             continue
+    return found
+
+
+def environment(device: str, threads: int | None) -> dict[str, str]:
+    """What a reader needs to repeat a number: versions, processor, device, threads. Names no host and no path."""
+    found = {"python": platform.python_version(), "system": platform.system(), "machine": platform.machine()}
+    found |= _versions()
     found["threads"] = str(threads or torch.get_num_threads())
     found["cores"] = str(os.cpu_count())
     found["device"] = torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu"
