@@ -88,7 +88,11 @@ class Examples:
 
 
 class Dataset(Plugin):
-    """A data set. ``num_classes`` and ``shape`` (c, h, w) are class facts, or properties that look at the options."""
+    """A data set.
+
+    ``num_classes`` and ``shape`` (c, h, w) are class facts, or properties that look at the options or, after
+    :meth:`load`, at what was read.
+    """
 
     num_classes: int
     shape: tuple[int, int, int]
