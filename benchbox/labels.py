@@ -1,0 +1,103 @@
+"""Short names that tell components apart: the plugin's name, and the options in which its namesakes differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from benchbox.domain import CELL_KINDS, Cell, Component
+
+NONE = "none"  # how the absence of a defense is written
+INTACT = "intact"  # and that of a weight perturbation
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """A protected model and its attacker in words. ``access`` is empty where there is no defense to know of."""
+
+    model: str
+    perturbation: str
+    defense: str
+    access: str
+
+    @property
+    def line(self) -> str:
+        """All of it on one line; what is absent is left out."""
+        texts = (self.model, self.perturbation, self.defense, self.access)
+        return " · ".join(text for text in texts if text not in ("", INTACT, NONE))
+
+
+class Labels:
+    """Names of components, built once over all cells that are shown together: one component, one name everywhere."""
+
+    def __init__(self, cells: Iterable[Cell]) -> None:
+        namesakes: dict[tuple[str, str], dict[str, Component]] = {}
+        for cell in cells:
+            for part in (getattr(cell, kind) for kind in CELL_KINDS):
+                if part is not None:
+                    namesakes.setdefault((part.kind, part.name), {})[part.digest] = part
+        self._labels: dict[str, str] = {}
+        for group in namesakes.values():
+            self._labels |= _distinct(list(group.values()))
+
+    def __call__(self, part: Component | None, absent: str = NONE) -> str:
+        """The name of ``part``; ``absent`` where there is none."""
+        return absent if part is None else self._labels.get(part.digest, part.name)
+
+    def attack(self, cell: Cell) -> str:
+        """The name of the attack of ``cell``, which says so when it is targeted."""
+        targeted = cell.threat is not None and cell.threat.targeted
+        return self(cell.attack, absent="clean") + (" targeted" if targeted else "")
+
+    def system(self, cell: Cell) -> Names:
+        """The protected model of ``cell`` and its attacker.
+
+        Where the weights or the defense are random, the seed that they were drawn with is named.
+        """
+        perturbation, defense = self(cell.weight_perturbation, INTACT), self(cell.defense)
+        if cell.prefix_seed is not None and cell.weight_perturbation:
+            perturbation += f", seed {cell.prefix_seed}"
+        elif cell.prefix_seed is not None:
+            defense += f", seed {cell.prefix_seed}"
+        return Names(self(cell.model), perturbation, defense, cell.access or "")
+
+    def cell(self, cell: Cell) -> str:
+        """The whole cell on one line."""
+        seed = "" if cell.seed is None else f"seed {cell.seed}"
+        texts = (self.system(cell).line, self.attack(cell), cell.threat.label if cell.threat else "", seed)
+        return " · ".join(text for text in texts if text)
+
+
+def _distinct(namesakes: Sequence[Component]) -> dict[str, str]:
+    differing = [
+        option
+        for option in dict.fromkeys(option for part in namesakes for option in part.options)
+        if len({repr(part.options.get(option)) for part in namesakes}) > 1
+    ]
+    labels = {part.digest: describe(part.name, {key: part.options.get(key) for key in differing}) for part in namesakes}
+    texts = list(labels.values())
+    return {key: text if texts.count(text) == 1 else f"{text} #{key[:6]}" for key, text in labels.items()}
+
+
+def describe(name: str, options: Mapping[str, Any]) -> str:
+    """``cnn (pgd)``, ``pgd (steps=40)``: words speak for themselves, other values need their option's name."""
+    values = [
+        value if isinstance(value, str) and value[:1].isalpha() else f"{option}={plain(value)}"
+        for option, value in sorted(options.items())  # databases and files keep other orders
+        if value is not None
+    ]
+    return f"{name} ({', '.join(values)})" if values else name
+
+
+def plain(value: Any) -> str:
+    """An option's value as people write it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def family(perturbation: Component) -> str:
+    """What the points of one sweep share: the name and the options in words, save for the layer."""
+    words = {key: value for key, value in perturbation.options.items() if isinstance(value, str) and key != "layer"}
+    return describe(perturbation.name, words)

@@ -1,0 +1,113 @@
+"""Systems: what a leaderboard ranks and a plot draws, and the shares of examples that describe them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from benchbox.domain import Array, Cell
+from benchbox.rows import Row
+from benchbox.statistics import wilson
+
+AttackId = tuple[str, bool]
+"""What tells attacks under one norm and radius apart: the digest of the component, and whether it was targeted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A share of n examples with its 95 % Wilson interval, and the keys of the cells that it was made from."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    keys: tuple[str, ...]
+
+    @classmethod
+    def of(cls, mask: Array, keys: Iterable[str]) -> Share:
+        """The share of True in the bool (n,) ``mask``."""
+        hits = int(mask.sum())
+        return cls(hits / len(mask), *wilson(hits, len(mask)), n=len(mask), keys=tuple(keys))
+
+
+@dataclass(frozen=True, eq=False)
+class System:
+    """A model, possibly perturbed and defended, and how it is attacked, with all its results under one threat.
+
+    ``rows`` are the results of attackers with one access; ``transferred`` are those of oblivious attackers, which
+    an adaptive attacker could have used as well: they count in the worst case of an adaptive system.
+    """
+
+    rows: tuple[Row, ...]
+    transferred: tuple[Row, ...] = ()
+
+    @property
+    def cell(self) -> Cell:
+        """One of its cells: all agree in what makes the system."""
+        return self.rows[0].cell
+
+    @cached_property
+    def attacked(self) -> tuple[Row, ...]:
+        """Its own rows that have an attack."""
+        return tuple(row for row in self.rows if row.cell.attack)
+
+    @cached_property
+    def clean_mask(self) -> Array:
+        """bool (n,): clean inputs accepted and classified correctly."""
+        return self.rows[0].masks().clean_correct
+
+    @cached_property
+    def robust_mask(self) -> Array:
+        """bool (n,): examples on which no attack succeeds; clean correctness where nothing was attacked."""
+        rows = (*self.attacked, *self.transferred)
+        return worst_case(rows) if rows else self.clean_mask
+
+    @property
+    def clean(self) -> Share:
+        return Share.of(self.clean_mask, [self.rows[0].key])
+
+    @property
+    def robust(self) -> Share | None:
+        """The worst case over its attacks; None where nothing was attacked."""
+        keys = [row.key for row in (*self.attacked, *self.transferred)]
+        return Share.of(self.robust_mask, keys) if keys else None
+
+    def under(self, attacks: Collection[AttackId]) -> System | None:
+        """The same system met by these attacks alone; None where none of them met it."""
+        rows, transferred = (
+            tuple(row for row in part if attack_id(row.cell) in attacks) for part in (self.attacked, self.transferred)
+        )
+        return System(rows, transferred) if rows else None
+
+
+def worst_case(rows: Sequence[Row]) -> Array:
+    """bool (n,): the examples on which every row is robust: the AND of their masks. ``rows`` share their examples."""
+    return np.logical_and.reduce([row.masks().robust for row in rows])
+
+
+def systems(rows: Iterable[Row]) -> list[System]:
+    """The systems among ``rows``, which share a threat (or have none), in order of appearance."""
+    groups: dict[tuple[Any, ...], dict[str | None, list[Row]]] = {}
+    for row in rows:
+        groups.setdefault(identity(row.cell), {}).setdefault(row.cell.access, []).append(row)
+    found = []
+    for by_access in groups.values():
+        oblivious = tuple(by_access.get("oblivious", ()))
+        for access, own in by_access.items():
+            found.append(System(tuple(own), oblivious if access == "adaptive" else ()))
+    return found
+
+
+def identity(cell: Cell) -> tuple[Any, ...]:
+    """What makes the protected model of ``cell`` and the inputs that it meets."""
+    chain = (cell.dataset, cell.model, cell.weight_perturbation, cell.defense)
+    return (*(part and part.digest for part in chain), cell.prefix_seed, cell.examples, cell.precision)
+
+
+def attack_id(cell: Cell) -> AttackId | None:
+    """Which attack ``cell`` met; None where it met none."""
+    return (cell.attack.digest, bool(cell.threat and cell.threat.targeted)) if cell.attack else None
