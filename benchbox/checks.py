@@ -70,8 +70,23 @@ def verdict_mismatch(record: Record) -> Flag | None:
         return None
     return Flag(
         "verdict-mismatch",
-        f"the attack claims {claimed} successes, the separate float32 pass over the protected model finds {verified}",
-        "expected where the attacker does not know the defense; else look at the surrogate and at batch statistics",
+        f"the attack claims {claimed} successes, the separate float32 pass over the same model finds {verified}",
+        "look for batch statistics, randomness that was not declared, or an attack that counts on another precision",
+    )
+
+
+def transfer_failure(record: Record) -> Flag | None:
+    """An adaptive attack fools the surrogate and not the protected model, on more than a twentieth of its inputs.
+
+    One of the indicators of attack failure of Pintor et al., "Indicators of Attack Failure", NeurIPS 2022, §3.
+    """
+    lost = int((record.claimed & ~record.success).sum())
+    if lost * 20 <= int(record.attacked.sum()):
+        return None
+    return Flag(
+        "transfer-failure",
+        f"the attack fools the surrogate on {lost} inputs on which the protected model holds",
+        "bring the surrogate closer to the protected model, or add an attack without gradients",
     )
 
 

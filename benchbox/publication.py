@@ -16,10 +16,10 @@ from benchbox.results import open_results
 
 def write_pages(settings: Settings, grid: str, registry: Registry) -> list[Path]:
     """Print the leaderboard of a grid and write it as markdown, HTML and CSV with the reports; returns the paths."""
-    results = open_results(settings.database)
-    if not results.rows(grid=grid):
+    results = open_results(settings.database).of_grid(grid)
+    if not results.rows():
         return []
-    made = boards.boards_of(results, grid)
+    made = boards.boards_of(results)
     for board in made:
         click.echo(render.text(board))
     folder = settings.output / grid

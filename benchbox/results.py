@@ -52,8 +52,12 @@ class Source(Protocol):
 class Results:
     """Every result of one source. Each call asks the source anew, so a run in progress can be watched."""
 
-    def __init__(self, source: Source) -> None:
-        self._source = source
+    def __init__(self, source: Source, grid: str | None = None) -> None:
+        self._source, self._grid = source, grid
+
+    def of_grid(self, name: str) -> Results:
+        """The same source, seen through the cells of the grid named ``name``."""
+        return Results(self._source, name)
 
     def rows(
         self,
@@ -76,6 +80,7 @@ class Results:
         None stands for the lack (no defense, no attack). ``eps`` takes numbers or fractions ("8/255"), ``keys`` whole
         keys or prefixes. Raises StoreError when the source cannot be read.
         """
+        grid = self._grid if grid is None else grid
         prefixes = [key.lower() for key in _listed(keys)]
         if keys is not None and not prefixes:
             return []

@@ -50,7 +50,9 @@ def computing(threads: int | None) -> Iterator[None]:
 def global_seed(seed: int) -> Iterator[None]:
     """Seed torch's global generators for code that draws from them against the rules; restored afterwards."""
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would queue a call per cell for a GPU to come
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.manual_seed_all(seed)
         yield
 
 

@@ -44,6 +44,7 @@ class Stage:
     batcher: Batcher
     clean: Verdicts = field(init=False)
     flags: list[Flag] = field(default_factory=list)
+    stood_in: bool = False  # whether the last attack met a surrogate instead of the protected model itself
     searches: dict[str, Search] = field(default_factory=dict)  # of minimum-norm attacks, for all their eps
 
     def reset_randomness(self) -> None:

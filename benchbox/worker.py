@@ -77,9 +77,7 @@ def evaluate(stage: Stage, cell: Cell, probes: tuple[Component, ...] = ()) -> Ou
             found, cell_flags = _attack(stage, cell, index)
         flags += cell_flags
         record, adversarial = _verify(stage, cell, index, found)
-        mismatch = None if cell.access == "oblivious" else checks.verdict_mismatch(record)
-        flags += [mismatch] if mismatch else []
-    sha256, trouble = _keep(stage, cell, record, adversarial)
+    XX    sha256, trouble = _keep(stage, cell, record, adversarial)
     flags += [trouble] if trouble else []
     measurements = [item for probe in probes for item in _measure(stage, cell, probe, adversarial)]
     cost = Cost(time.perf_counter() - started, float(record.forwards.sum()), float(record.backwards.sum()))
@@ -89,6 +87,13 @@ def evaluate(stage: Stage, cell: Cell, probes: tuple[Component, ...] = ()) -> Ou
         device=execution.device, environment=runtime.environment(execution.device, execution.threads),
         examples_sha256=sha256,
     )  # fmt: skip
+
+
+def _doubt_claims(stage: Stage, cell: Cell, record: Record) -> Flag | None:
+    """Compare what the attack claims with what was verified, where the two are about the same model."""
+    if cell.access == "oblivious":
+        return None
+    return checks.transfer_failure(record) if stage.stood_in else checks.verdict_mismatch(record)
 
 
 def _attack_seed(cell: Cell) -> int:
@@ -110,6 +115,7 @@ def _attack(stage: Stage, cell: Cell, index: Tensor) -> tuple[Search, list[Flag]
             return stage.searches[cell.key], []
     adaptive = cell.access != "oblivious"
     surrogate = stage.protected.surrogate() if adaptive else stage.undefended
+    stage.stood_in = adaptive and surrogate is not stage.protected
     surrogate = surrogate.to(stage.execution.device).eval()
     target = api.AttackTarget(
         surrogate, stage.dataset.num_classes, adaptive and bool(stage.defense and stage.defense.detects)
@@ -117,7 +123,7 @@ def _attack(stage: Stage, cell: Cell, index: Tensor) -> tuple[Search, list[Flag]
     aims = _aims(stage, cell, index)
     flags = _gradient_flags(stage, attack, target, index)
     stage.reset_randomness()
-    confirm = None if surrogate is stage.protected or not adaptive else functools.partial(_confirm, stage, threat)
+    confirm = functools.partial(_confirm, stage, threat) if stage.stood_in else None
     found = search(
         attack, target, api.Examples(stage.examples.images[index], aims), index, threat, seed,
         stage.execution.batch_size, confirm,
