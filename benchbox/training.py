@@ -8,49 +8,29 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import pickle
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
 from benchbox.adversary import augment, correct, pgd, robust_mask
 from benchbox.api import Dataset, Examples
-from benchbox.errors import DataError, GridError, OptionError, PluginError
-from benchbox.identity import canonical_json, derive_seed, file_digest
+from benchbox.errors import GridError, OptionError, PluginError
+from benchbox.identity import derive_seed, file_digest
 from benchbox.recipe import Named, Recipe, load_recipe
 from benchbox.runtime import computing, environment, global_seed
+from benchbox.training_state import Epoch, State, atomic, make_folder, resume, save
 
 if TYPE_CHECKING:
     from benchbox.domain import Kind
     from benchbox.registry import Registry
-
-
-@dataclass(frozen=True, slots=True)
-class Epoch:
-    """What one epoch gave. ``robust`` is the validation accuracy under PGD (method pgd), else None."""
-
-    epoch: int  # from 1
-    epochs: int
-    loss: float  # mean training loss, nats
-    clean: float  # validation accuracy
-    robust: float | None
-    best: bool
-    seconds: float
-
-    @property
-    def score(self) -> tuple[float, float]:
-        """What decides which epoch is the best: robust accuracy where there is one, then clean accuracy."""
-        return (self.clean if self.robust is None else self.robust, self.clean)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,20 +41,6 @@ class TrainingResult:
     card_path: Path
     card: Mapping[str, Any]
     history: tuple[Epoch, ...]
-
-
-@dataclass
-class _State:
-    """Everything that changes during a training; a checkpoint is this, the recipe and the data's fingerprint."""
-
-    model: nn.Module
-    optimiser: torch.optim.Optimizer
-    best_weights: dict[str, Tensor] = field(default_factory=dict)
-    history: list[Epoch] = field(default_factory=list)
-
-    @property
-    def best(self) -> Epoch:
-        return next(epoch for epoch in reversed(self.history) if epoch.best)
 
 
 @dataclass(frozen=True)
@@ -96,18 +62,18 @@ def train(
     missing data or a damaged checkpoint.
     """
     recipe = load_recipe(recipe_path)
-    out_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(out_dir)
     checkpoint = out_dir / f"{recipe_path.stem}.checkpoint.pt"
     with computing(None), global_seed(derive_seed(recipe.seed, "model")):
         dataset: Dataset = _create(registry, "dataset", recipe.dataset, recipe_path)
         data = _load_data(recipe, dataset, data_dir, device)
         model = _create(registry, "model", recipe.model, recipe_path).load(data_dir).to(device)
-        _check_fit(model, data.train, dataset.num_classes, recipe_path)
-        state = _State(model, _optimiser(recipe, model))
-        _resume(checkpoint, state, recipe, data.fingerprint, recipe_path)
+        _check_fit(model, data.validation, dataset.num_classes, recipe_path)
+        state = State(model, _optimiser(recipe, model))
+        resume(checkpoint, state, recipe, data.fingerprint, recipe_path)
         for number in range(len(state.history), recipe.epochs):
             _run_epoch(recipe, state, data, number, recipe_path)
-            _save(checkpoint, state, recipe, data.fingerprint)
+            save(checkpoint, state, recipe, data.fingerprint)
             on_epoch(state.history[-1])
         state.model.load_state_dict(state.best_weights)
         return _publish(recipe, state, data, out_dir / recipe_path.stem, device)
@@ -131,7 +97,7 @@ def _load_data(recipe: Recipe, dataset: Dataset, data_dir: Path, device: str) ->
     whole = dataset.load("train", data_dir)
     rng = torch.Generator().manual_seed(derive_seed(recipe.seed, "validation"))
     order = torch.randperm(len(whole), generator=rng)
-    held_out = max(1, round(len(whole) * recipe.validation))
+    held_out = min(max(1, round(len(whole) * recipe.validation)), len(whole) - 1)
     return _Data(
         train=_on(device, whole.take(order[held_out:])),
         validation=_on(device, whole.take(order[:held_out])),
@@ -154,7 +120,7 @@ def _check_fit(model: nn.Module, examples: Examples, num_classes: int, source: P
             f"{source}:model: cannot take the data set's images, {shape} ({str(error).splitlines()[0]}). "
             "Choose a model for this shape, or set its options"
         ) from error
-    if logits.shape != (2, num_classes):
+    if logits.shape[1:] != (num_classes,):
         raise GridError(
             f"{source}:model: gives outputs of shape {tuple(logits.shape[1:])} and the data set has {num_classes} "
             "classes. Set the model's num_classes"
@@ -174,7 +140,7 @@ def _optimiser(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
 # ------------------------------------------------------------------------------------------------ one epoch
 
 
-def _run_epoch(recipe: Recipe, state: _State, data: _Data, number: int, source: Path) -> None:
+def _run_epoch(recipe: Recipe, state: State, data: _Data, number: int, source: Path) -> None:
     """Train for one epoch, validate, and add the result to ``state``; ``number`` counts from 0."""
     started = time.perf_counter()
     device = data.train.labels.device
@@ -200,7 +166,7 @@ def _run_epoch(recipe: Recipe, state: _State, data: _Data, number: int, source: 
     state.history.append(epoch)
 
 
-def _train_epoch(recipe: Recipe, state: _State, examples: Examples, number: int, rng: torch.Generator) -> float:
+def _train_epoch(recipe: Recipe, state: State, examples: Examples, number: int, rng: torch.Generator) -> float:
     """The mean loss over the epoch. A last, smaller batch is left out: its images come in other epochs."""
     order = torch.randperm(len(examples), generator=rng, device=rng.device)
     batches = [batch for batch in torch.split(order, recipe.batch_size) if len(batch) == recipe.batch_size] or [order]
@@ -226,76 +192,19 @@ def _train_epoch(recipe: Recipe, state: _State, examples: Examples, number: int,
 # ------------------------------------------------------------------------------------------------ files
 
 
-@contextmanager
-def _atomic(path: Path) -> Iterator[Path]:
-    """A temporary file that takes the place of ``path`` at the end, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _save(path: Path, state: _State, recipe: Recipe, fingerprint: str) -> None:
-    content = {
-        "recipe": canonical_json(recipe.model_dump(mode="json")),
-        "data": fingerprint,
-        "model": state.model.state_dict(),
-        "optimiser": state.optimiser.state_dict(),
-        "best_weights": state.best_weights,
-        "history": [asdict(epoch) for epoch in state.history],
-    }
-    with _atomic(path) as temporary:
-        torch.save(content, temporary)
-
-
-def _resume(path: Path, state: _State, recipe: Recipe, fingerprint: str, source: Path) -> None:
-    """Bring ``state`` to where the checkpoint stands, if there is one."""
-    if not path.exists():
-        return
-    try:
-        content = torch.load(path, weights_only=True, map_location="cpu")
-        before = json.loads(content["recipe"])
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).split("\n")[0]
-        raise DataError(f"{path}: is no checkpoint of a training ({reason}). Delete it to begin anew") from error
-    changes = list(_differences(before, recipe.model_dump(mode="json")))
-    if content["data"] != fingerprint:
-        changes.append("the data set's files are others")
-    if changes:
-        raise GridError(
-            f"{source}: the checkpoint {path} was made by another recipe: {'; '.join(changes)}. "
-            "Give another output folder, or delete the checkpoint"
-        )
-    state.model.load_state_dict(content["model"])
-    state.optimiser.load_state_dict(content["optimiser"])
-    state.best_weights = content["best_weights"]
-    state.history = [Epoch(**epoch) for epoch in content["history"]]
-
-
-def _differences(before: Any, now: Any, place: str = "") -> Iterator[str]:
-    """``epochs was 3 and is 4`` for each value that is not the same."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for name in sorted(before.keys() | now.keys()):
-            yield from _differences(before.get(name), now.get(name), f"{place}.{name}" if place else name)
-    elif before != now:
-        yield f"{place} was {json.dumps(before)} and is {json.dumps(now)}"
-
-
-def _publish(recipe: Recipe, state: _State, data: _Data, stem: Path, device: str) -> TrainingResult:
+def _publish(recipe: Recipe, state: State, data: _Data, stem: Path, device: str) -> TrainingResult:
     """Write the best weights and their card."""
     weights, card_path = stem.with_name(f"{stem.name}.safetensors"), stem.with_name(f"{stem.name}.json")
     tensors = {name: value.contiguous().cpu() for name, value in state.model.state_dict().items()}
-    with _atomic(weights) as temporary:
-        safetensors.torch.save_file(tensors, temporary)
+    with atomic(weights) as temporary:
+        temporary.write_bytes(safetensors.torch.save(tensors))  # save_file would make it private to the user
     card = _card(recipe, state, data, device) | {"weights": weights.name, "sha256": file_digest(weights)}
-    with _atomic(card_path) as temporary:
+    with atomic(card_path) as temporary:
         temporary.write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return TrainingResult(weights, card_path, card, tuple(state.history))
 
 
-def _card(recipe: Recipe, state: _State, data: _Data, device: str) -> dict[str, Any]:
+def _card(recipe: Recipe, state: State, data: _Data, device: str) -> dict[str, Any]:
     best = state.best
     test: dict[str, Any] = {
         "examples": len(data.test),

@@ -44,12 +44,7 @@ class Checkpoint(Model):
     def _build(self) -> nn.Module:
         place = f"model checkpoint: builder {self.options.builder!r}"
         builder = _import_builder(self.options.builder, place)
-        try:
-            inspect.signature(builder).bind(**self.options.kwargs)
-        except TypeError as error:
-            raise DataError(
-                f"{place}: does not take these kwargs ({error}). Its arguments: {inspect.signature(builder)}"
-            ) from error
+        _check_arguments(builder, self.options.kwargs, place)
         module = builder(**self.options.kwargs)
         if not isinstance(module, nn.Module):
             raise DataError(f"{place}: returned {type(module).__name__}. It must return a torch.nn.Module")
@@ -69,3 +64,14 @@ def _import_builder(path: str, place: str) -> Callable[..., Any]:
     if not callable(builder):
         raise DataError(f"{place}: is a {type(builder).__name__}, not callable. Name a function or a class")
     return builder
+
+
+def _check_arguments(builder: Callable[..., Any], kwargs: dict[str, Any], place: str) -> None:
+    try:
+        signature = inspect.signature(builder)
+    except ValueError:  # written in C, and silent about its arguments
+        return
+    try:
+        signature.bind(**kwargs)
+    except TypeError as error:
+        raise DataError(f"{place}: does not take these kwargs ({error}). Its arguments: {signature}") from error

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import pickle
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +17,10 @@ from torch import Tensor, nn
 from benchbox.api import DataError
 
 SHIPPED = Path(__file__).parent / "weights"
+DAMAGED = (
+    RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError, AttributeError, AssertionError, struct.error
+)  # fmt: skip
+"""What torch's unpickler is seen to raise on files with missing or changed bytes, beside UnpicklingError."""
 
 
 def shipped_names(model: str) -> list[str]:
@@ -67,7 +73,7 @@ def read_state(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
     if data[8:9] == b"{":  # after the length of its header, a safetensors file begins with JSON
         return _read_safetensors(path, data)
     if data[:4] == b"PK\x03\x04" or data[:1] == b"\x80":  # torch.save: a zip archive, before torch 1.6 a pickle
-        return _read_torch(path)
+        return _read_torch(path, data)
     raise DataError(
         f"{path}: is neither safetensors nor a torch state dict; it begins with {data[:32]!r}. "
         "Fetch the weights again: a download page or an error message is often saved in their place"
@@ -81,16 +87,16 @@ def _read_safetensors(path: Path, data: bytes) -> dict[str, Tensor]:
         raise DataError(f"{path}: is cut short or damaged ({error}). Fetch the weights again") from error
 
 
-def _read_torch(path: Path) -> dict[str, Tensor]:
+def _read_torch(path: Path, data: bytes) -> dict[str, Tensor]:
     try:
-        state = torch.load(path, weights_only=True, map_location="cpu")
+        state = torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as error:
         reason = str(error).partition("WeightsUnpickler error: ")[2] or str(error)
         raise DataError(
-            f"{path}: holds more than tensors, so it was not loaded and nothing in it was run "
+            f"{path}: holds more than tensors, or is damaged; it was not loaded and nothing in it was run "
             f"({_first_sentence(reason)}). Save the weights alone: safetensors' save_file(model.state_dict(), path)"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
+    except DAMAGED as error:
         raise DataError(
             f"{path}: is cut short or damaged ({_first_sentence(str(error))}). Fetch the weights again"
         ) from error
