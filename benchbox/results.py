@@ -37,7 +37,11 @@ EPS_TOLERANCE = 1e-9
 
 
 class Source(Protocol):
-    """Where results come from. ``prefixes`` (of keys) narrow down what is looked at; empty means all."""
+    """Where results come from.
+
+    ``wanted`` chooses rows; it may look at everything but their scores, which are loaded only then. ``prefixes`` (of
+    keys) narrow down what is looked at; empty means all.
+    """
 
     place: str
 
@@ -116,7 +120,9 @@ class Results:
         for failure in self._source.failures():
             if failure.cell.key.startswith(prefix):
                 label = f"{failure.cell.key[:12]} ({failure.cell.label})"
-                raise StoreError(f"cell {label} has no result, it failed: {failure.error.strip()}. Run its grid again")
+                raise StoreError(
+                    f"cell {label} has no result, it failed: {failure.error.splitlines()[0]}; run its grid again"
+                )
         raise StoreError(
             f"{self._source.place}: no result has a key that begins with {prefix!r}. "
             "`benchbox plan --grid FILE` prints the keys of a grid; `benchbox run --grid FILE` computes them"
@@ -222,11 +228,11 @@ class CombinedSource:
     def rows(self, wanted: Callable[[Row], bool], prefixes: Collection[str] = ()) -> list[Row]:
         newest: dict[str, Row] = {}
         for source in self._sources:
-            for row in source.rows(wanted, prefixes):
+            for row in source.rows(_every, prefixes):
                 known = newest.get(row.key)
                 if known is None or known.started_at < row.started_at:
                     newest[row.key] = row
-        return list(newest.values())
+        return [row for row in newest.values() if wanted(row)]
 
     def record(self, row: Row) -> Record:
         return self._source_of(row).record(row)
@@ -245,8 +251,12 @@ class CombinedSource:
 
     def _source_of(self, row: Row) -> Source:
         """The source that ``row`` was read from."""
-        holders = [source for source in self._sources if source.rows(lambda other: other == row, [row.key])]
+        holders = [source for source in self._sources if row in source.rows(_every, [row.key])]
         return holders[0] if holders else self._sources[0]
+
+
+def _every(_: Row) -> bool:
+    return True
 
 
 def _listed(value: Any) -> list[Any]:
