@@ -103,7 +103,8 @@ def check_model(model: api.Model, shape: tuple[int, int, int], num_classes: int,
     judge.require(not stuck, f"stays in training mode after eval(): {stuck[:1]}; do not override train() or eval()")
     with torch.no_grad(), judge.untouched(network=network, images=images):
         logits = network(images)
-        _check_logits(judge, logits, (len(images), num_classes))
+    _check_logits(judge, logits, (len(images), num_classes))
+    with torch.no_grad(), judge.untouched(network=network):
         judge.same(logits, network(images), "at a second call", exactly=True)
         judge.same(logits, torch.cat([network(image[None]) for image in images]), "to images one by one")
         _check_logits(judge, network(images[:0]), (0, num_classes))
