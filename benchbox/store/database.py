@@ -33,6 +33,8 @@ _CAUSES = (  # (what the driver says, in lower case; what that means and what to
     ("password authentication failed", "the server refuses user or password; check the URL"),
     ("does not exist", "the server has no such database, role or table; create it, or check the URL"),
     ("connection refused", "no server answers there; start it, or check host and port in the URL"),
+    ("terminating connection", "the server went away; start it, run the same command: what was finished is kept"),
+    ("server closed the connection", "the server went away; start it, run the same command: what was finished is kept"),
     ("could not translate host name", "the host is unknown; check it in the URL"),
     ("permission denied", "the database user may not do this; grant it the rights, or use another user"),
 )
