@@ -1,1 +1,19 @@
 """Built-in reports of benchbox."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from benchbox.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from benchbox.api import Report
+
+
+@hookimpl
+def benchbox_reports() -> list[type[Report]]:
+    from benchbox_reports.accuracy_curves import AccuracyCurves
+    from benchbox_reports.heat_map import HeatMap
+    from benchbox_reports.sweeps import Sweeps
+
+    return [AccuracyCurves, HeatMap, Sweeps]

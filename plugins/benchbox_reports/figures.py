@@ -1,0 +1,38 @@
+"""What the reports share: the choice of a file format, and rows put together by what one figure can show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+from pydantic import Field
+
+from benchbox import api
+from benchbox.domain import format_eps
+from benchbox.results import Row
+
+
+class FigureOptions(api.Options):
+    format: Literal["png", "svg"] = Field(default="png", description="format of the figures")
+
+
+def by_figure(rows: Iterable[Row], radius: bool) -> dict[str, list[Row]]:
+    """Rows on the same examples under the same norm (and the same ``radius``, if asked), by the stem of a file name."""
+    rows = list(rows)
+    sets: dict[str, set[tuple[str, int]]] = {}
+    for row in rows:
+        sets.setdefault(row.cell.dataset.name, set()).add(_examples(row))
+    figures: dict[str, list[Row]] = {}
+    for row in rows:
+        threat, dataset = row.cell.threat, row.cell.dataset
+        stem = dataset.name
+        if len(sets[dataset.name]) > 1:
+            stem += f"-{row.cell.examples}-{dataset.digest[:6]}"
+        if threat:
+            stem += f"-{threat.norm}" + (f"-{format_eps(threat.eps).replace('/', '-')}" if radius else "")
+        figures.setdefault(stem, []).append(row)
+    return figures
+
+
+def _examples(row: Row) -> tuple[str, int]:
+    return row.cell.dataset.digest, row.cell.examples
