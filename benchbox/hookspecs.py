@@ -14,7 +14,15 @@ A plugin package is a module named by an entry point of the group ``benchbox``::
         from my_attacks.sign import SignAttack   # import inside: `benchbox --help` loads no torch
         return [SignAttack]
 
-Two plugins that offer one name of one kind are an error that names both.
+Two plugins that offer one name of one kind are an error that names both. The examples below assume these imports::
+
+    import copy
+    import numpy as np
+    import torch
+    from torch import nn
+    from benchbox import api
+    from benchbox.domain import Score
+    from benchbox.hookspecs import hookimpl
 """
 
 from __future__ import annotations
@@ -43,8 +51,10 @@ def benchbox_datasets() -> list[type[api.Dataset]]:  # type: ignore[empty-body]
             num_classes, shape = 2, (1, 2, 2)
 
             def load(self, split, data_dir):
+                seed = ("train", "calibration", "test").index(split)   # three disjoint parts, the same at every call
+                noise = torch.rand(100, 1, 2, 2, generator=torch.Generator().manual_seed(seed))
                 labels = torch.arange(100) % 2
-                return api.Examples(labels[:, None, None, None].float().expand(100, 1, 2, 2), labels)
+                return api.Examples((labels[:, None, None, None] + noise) / 2, labels)
 
         @hookimpl
         def benchbox_datasets():
@@ -58,21 +68,21 @@ def benchbox_models() -> list[type[api.Model]]:  # type: ignore[empty-body]
 
     Example::
 
-        class Linear(api.Model):
-            name = "linear"
+        class Stripes(api.Model):
+            name = "stripes"
 
             class Options(api.Options):
-                num_classes: int = 10
+                num_classes: int = 2
 
             def load(self, data_dir):
-                return nn.Sequential(nn.Flatten(), nn.LazyLinear(self.options.num_classes))
+                return nn.Sequential(nn.AdaptiveAvgPool2d((self.options.num_classes, 1)), nn.Flatten())
 
-            def fingerprint(self, data_dir):   # of the weights, where there is a file
+            def fingerprint(self, data_dir):   # the digest of the weights, where there is a file
                 return ""
 
         @hookimpl
         def benchbox_models():
-            return [Linear]
+            return [Stripes]
     """
 
 
@@ -127,7 +137,8 @@ def benchbox_defenses() -> list[type[api.Defense]]:  # type: ignore[empty-body]
 
 @hookspec
 def benchbox_attacks() -> list[type[api.Attack]]:  # type: ignore[empty-body]
-    """Attacks: BudgetAttack, MinimumNormAttack or StepAttack.
+    """Attacks: a BudgetAttack stays within eps, a MinimumNormAttack looks for the nearest adversarial input, and a
+    StepAttack takes one step at a time, which lets the engine keep its batches full.
 
     Example::
 
@@ -186,12 +197,12 @@ def benchbox_metrics() -> list[type[api.Metric]]:  # type: ignore[empty-body]
 
 @hookspec
 def benchbox_executors() -> list[type[api.Executor]]:  # type: ignore[empty-body]
-    """Executors: where jobs run.
+    """Executors: where jobs run, one after another or many at once, here or on other machines.
 
     Example::
 
         class Reversed(api.Executor):
-            name = "reversed"
+            name, in_process = "reversed", True
 
             def map(self, fn, jobs):
                 for job in reversed(list(jobs)):
