@@ -249,18 +249,25 @@ class AttackTarget(nn.Module):
     def _count_backward(self, gradient: Tensor) -> None:
         self.backwards += len(gradient)
 
-    def logits(self, x: Float[Tensor, "n c h w"], y: Int[Tensor, " n"]) -> Float[Tensor, "n k"]:
-        """Logits of the ``num_classes`` classes where "rejected" counts as the true class ``y``.
+    def logits(self, x: Float[Tensor, "n c h w"], y: Int[Tensor, " n"], targeted: bool = False) -> Float[Tensor, "n k"]:
+        """Logits of the ``num_classes`` classes where "rejected" counts as a failure of the attacker.
 
-        The two columns are merged by logsumexp, so that the softmax mass of the other classes stays what it was:
-        an attack that makes them win has an input that is misclassified *and* accepted.
+        It is merged into the true class ``y``, or, where ``y`` is the target, into the strongest of the others. The
+        merged column has the value of the larger of the two, so that :func:`fooled` says exactly whether the input is
+        accepted *and* classified as the attacker wants, and the gradient of their logsumexp, so that an attack near
+        the detector's threshold feels both.
         """
         logits = self(x)
         if not self.rejects:
             return logits
         classes, rejected = logits[:, :-1], logits[:, -1:]
-        true = torch.nn.functional.one_hot(y, self.num_classes).bool()
-        return torch.where(true, torch.logaddexp(classes, rejected), classes)
+        column = torch.nn.functional.one_hot(y, self.num_classes).bool()
+        if targeted:
+            strongest = classes.detach().masked_fill(column, -torch.inf).argmax(1)
+            column = torch.nn.functional.one_hot(strongest, self.num_classes).bool()
+        smooth = torch.logaddexp(classes, rejected)
+        merged = smooth + (torch.maximum(classes, rejected) - smooth).detach()
+        return torch.where(column, merged, classes)
 
 
 def fooled(logits: Float[Tensor, "n k"], y: Int[Tensor, " n"], threat: Threat) -> Bool[Tensor, " n"]:

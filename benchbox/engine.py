@@ -218,7 +218,7 @@ def _whole(
         found = found.detach().to(x.dtype)
         meter.charge(owners.cpu())
         with torch.no_grad():
-            claimed = fooled(target.logits(found, y), y, threat)
+            claimed = fooled(target.logits(found, y, threat.targeted), y, threat)
         if on_progress:
             on_progress(len(x))
         return {"adversarial": found, "claimed": claimed}

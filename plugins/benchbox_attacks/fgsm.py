@@ -27,6 +27,6 @@ class FGSM(BudgetAttack):
     ) -> Float[Tensor, "n c h w"]:
         """See :meth:`benchbox.api.BudgetAttack.perturb`."""
         point = x.detach().clone().requires_grad_()
-        loss = adversarial_loss(model.logits(point, y), y, threat).sum()
+        loss = adversarial_loss(model.logits(point, y, threat.targeted), y, threat).sum()
         (gradient,) = torch.autograd.grad(loss, point)
         return project(x + threat.eps * steepest(gradient, threat.norm), x, threat.norm, threat.eps)

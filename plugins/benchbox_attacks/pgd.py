@@ -68,7 +68,7 @@ class PGD(StepAttack):
     def step(self, model: AttackTarget, rows: Rows, threat: Threat) -> Rows:
         """Evaluate the current points and move on from them."""
         point = rows.state["point"].detach().requires_grad_()
-        logits = model.logits(point, rows.y)
+        logits = model.logits(point, rows.y, threat.targeted)
         loss = adversarial_loss(logits, rows.y, threat, self.options.loss)
         (gradient,) = torch.autograd.grad(loss.sum(), point)
         point, loss, broken = point.detach(), loss.detach(), fooled(logits.detach(), rows.y, threat)

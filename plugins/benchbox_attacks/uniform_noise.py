@@ -45,6 +45,6 @@ class UniformNoise(StepAttack):
         noise = uniform_in_ball(rows.x, threat.norm, threat.eps, rows.rng)
         point = (rows.x + noise).clamp(0.0, 1.0)
         with torch.no_grad():
-            broken = fooled(model.logits(point, rows.y), rows.y, threat)
+            broken = fooled(model.logits(point, rows.y, threat.targeted), rows.y, threat)
         step = rows.step + 1
         return rows.replace(best=point, broken=broken, done=step >= self.options.draws, step=step)
