@@ -261,3 +261,12 @@ print("loaded:", [name for name in {absent!r} if name in sys.modules])
 
     assert done.returncode == 0, done.stderr
     assert "loaded: []" in done.stdout
+
+
+def test_what_reads_plans_and_stores_loads_no_torch() -> None:
+    modules = "config, domain, grid, hookspecs, identity, registry, boards, render, plots, results, store"
+    script = f"import sys\nfrom benchbox import {modules}\nprint('torch' in sys.modules)"
+
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "False"
