@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from benchbox.domain import Array, Job, Norm, Outcome, Record, Score, Split, Threat
+from benchbox.domain import Job, Norm, Outcome, Record, Score, Split, Threat
 from benchbox.errors import ContractError, DataError
 from benchbox.statistics import conservative_threshold, wilson
 from benchbox.streams import RowRandom
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 __all__ = [
     "AttackTarget", "Batch", "BudgetAttack", "ContractError", "DataError", "Dataset", "Defense", "Examples", "Executor",
     "Metric", "MinimumNormAttack", "Model", "Options", "Probe", "Protected", "RejectLogit", "Report", "RowRandom",
-    "Rows", "StepAttack", "WeightPerturbation", "adversarial_loss", "conservative_threshold", "fooled", "target_layers", "wilson",
+    "Rows", "StepAttack", "WeightPerturbation", "adversarial_loss", "conservative_threshold", "fooled", "target_layers",
+    "wilson",
 ]  # fmt: skip
 
 Needs = Literal["gradients", "scores", "decisions"]
@@ -130,7 +131,7 @@ class WeightPerturbation(Plugin):
     """Options that do not enter the seed: with ``("level",)`` all levels of a noise scale one and the same draw."""
 
     class Options(Options):
-        layer: str = "*"
+        layer: str = Field("*", description='the layer to perturb; "*" is all together, "@each" one after the other')
 
     @abstractmethod
     def apply(self, model: nn.Module, rng: torch.Generator) -> nn.Module:

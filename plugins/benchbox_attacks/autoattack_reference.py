@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from benchbox import api
@@ -46,8 +46,10 @@ class AutoAttackReference(BudgetAttack):
     batch_dependent = True
 
     class Options(api.Options):
-        version: Literal["standard", "plus", "rand", "custom"] = "standard"
-        attacks: tuple[Part, ...] = ()
+        version: Literal["standard", "plus", "rand", "custom"] = Field(
+            "standard", description="the package's ensembles; rand is for random defenses"
+        )
+        attacks: tuple[Part, ...] = Field((), description="the members of the ensemble, only with version custom")
 
         @model_validator(mode="after")
         def _attacks_are_custom(self) -> Self:

@@ -30,12 +30,12 @@ class PGD(StepAttack):
     rejection_aware = True
 
     class Options(api.Options):
-        steps: int = Field(40, ge=1)
+        steps: int = Field(40, ge=1, description="gradient steps of each restart")
         step_size: float | None = Field(None, gt=0, description="in pixel units; overrides relative_step")
         relative_step: float = Field(2.5, gt=0, description="the step size is relative_step * eps / steps")
-        restarts: int = Field(1, ge=1)
-        random_start: bool = True
-        loss: Literal["ce", "margin"] = "ce"
+        restarts: int = Field(1, ge=1, description="tries per example; one success is enough")
+        random_start: bool = Field(True, description="start at a random point of the ball instead of the input")
+        loss: Literal["ce", "margin"] = Field("ce", description="cross entropy, or the margin of the best wrong class")
 
         @model_validator(mode="after")
         def _restarts_differ(self) -> Self:

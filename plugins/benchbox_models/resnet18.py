@@ -54,10 +54,10 @@ class SmallResNet18(nn.Module):
 class ResNet18Options(WeightOptions):
     """Shape of input and output; by default the constants of CIFAR-10's training images."""
 
-    num_classes: int = Field(10, ge=2)
-    in_channels: int = Field(3, ge=1)
-    mean: list[float] = Field([0.4914, 0.4822, 0.4465])
-    std: list[float] = Field([0.2470, 0.2435, 0.2616])
+    num_classes: int = Field(10, ge=2, description="logits per image")
+    in_channels: int = Field(3, ge=1, description="1 for grey images, 3 for RGB")
+    mean: list[float] = Field([0.4914, 0.4822, 0.4465], description="of each channel, subtracted inside the model")
+    std: list[float] = Field([0.2470, 0.2435, 0.2616], description="of each channel, what is then divided by")
 
     @model_validator(mode="after")
     def _channels_match(self) -> Self:

@@ -18,9 +18,9 @@ class TorchvisionOptions(WeightOptions):
     """Which network, for how many classes; by default ImageNet's constants."""
 
     arch: str = Field(description="the network's name in torchvision, such as resnet50")
-    num_classes: int = Field(1000, ge=2)
-    mean: list[float] = Field([0.485, 0.456, 0.406])
-    std: list[float] = Field([0.229, 0.224, 0.225])
+    num_classes: int = Field(1000, ge=2, description="logits per image")
+    mean: list[float] = Field([0.485, 0.456, 0.406], description="of each channel, subtracted inside the model")
+    std: list[float] = Field([0.229, 0.224, 0.225], description="of each channel, what is then divided by")
 
     @model_validator(mode="after")
     def _three_channels(self) -> Self:

@@ -29,7 +29,7 @@ class SynapticFilter(WeightPerturbation):
     name = "synaptic-filter"
 
     class Options(WeightPerturbation.Options):
-        filter: Filter
+        filter: Filter = Field(description="which weights are set to zero as the threshold rises")
         threshold: float = Field(ge=0, le=1, description="position in the sweep: 0 is its start, 1 its end")
         range: Literal["pooled", "layer", "fixed"] = Field(
             "pooled", description="what the sweep runs over: all filtered weights, those of each layer, or -1 to 1"

@@ -30,10 +30,10 @@ class WeightNoise(WeightPerturbation):
     unseeded = ("level", "mode")
 
     class Options(WeightPerturbation.Options):
-        mode: Mode = "relative-norm"
+        mode: Mode = Field("relative-norm", description="what the noise is in proportion to")
         level: float = Field(ge=0, description="size of the noise, in the unit of the mode")
         draw: int = Field(0, ge=0, description="number of the draw")
-        include_bias: bool = False
+        include_bias: bool = Field(False, description="whether biases are perturbed, too")
 
     options: Options
 
