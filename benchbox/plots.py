@@ -40,6 +40,7 @@ STYLE = {
 PANEL = (4.6, 3.4)  # inches
 DPI = 150
 WIDE = 3  # panels beside one another
+TITLE = 42  # letters of a title that fit above a panel
 
 
 def accuracy_against_eps(rows: Sequence[Row]) -> Figure:
@@ -179,7 +180,7 @@ def _palette(panels: Iterable[Panel]) -> dict[str, tuple[Any, str]]:
 
 
 def _draw(ax: Any, panel: Panel, palette: dict[str, tuple[Any, str]]) -> None:
-    ax.set_title(panel.title)
+    ax.set_title(textwrap.fill(panel.title, TITLE, break_on_hyphens=False))
     for name, share in panel.references:
         ax.axhline(100 * share.value, color=QUIET, linewidth=1.2, linestyle="--" if "clean" in name else "-", zorder=1)
     crowded = len(palette) > len(COLOURS)
@@ -191,6 +192,7 @@ def _draw(ax: Any, panel: Panel, palette: dict[str, tuple[Any, str]]) -> None:
         ax.plot(
             curve.x, [100 * share.value for share in curve.shares], color=colour, marker=marker,
             markerfacecolor=face, linestyle="--" if curve.dashed else "-", alpha=0.75 if curve.dashed else 1,
+            zorder=2 if curve.dashed else 3,
         )  # fmt: skip
 
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import matplotlib
 import pytest
-from made_rows import made_row, part
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from benchbox import plots
 from benchbox.curves import eps_panels, sweep_panels
 from benchbox.errors import BenchboxError
 from benchbox.rows import Row
+from made_rows import made_row, part
 
 
 def attacked_at_three_radii() -> list[Row]:
@@ -36,14 +36,15 @@ def attacked_at_three_radii() -> list[Row]:
     return rows
 
 
-def swept() -> list[Row]:
+def swept(model: str = "cnn", **words: str) -> list[Row]:
     """The intact model, and two layers of it at three thresholds; at the last one nothing is left."""
-    rows = [made_row(clean="1" * 10, robust="1" * 8 + "00")]
+    rows = [made_row(model=model, clean="1" * 10, robust="1" * 8 + "00")]
     for layer, (threshold, robust) in itertools.product(("conv1", "conv2"), ((1.0, 0), (0.0, 8), (0.5, 4))):
-        options = {"filter": "low-pass", "layer": layer, "threshold": threshold}
+        options = {"filter": "low-pass", "layer": layer, "threshold": threshold, **words}
         perturbation = part("weight_perturbation", "synaptic-filter", **options)
         less = robust - 1 if layer == "conv2" and robust else robust
-        rows.append(made_row(clean="1" * 10, robust="1" * less + "0" * (10 - less), perturbation=perturbation))
+        robust_text = "1" * less + "0" * (10 - less)
+        rows.append(made_row(model=model, clean="1" * 10, robust=robust_text, perturbation=perturbation))
     return rows
 
 
@@ -156,7 +157,8 @@ class TestFigures:
         ]  # fmt: skip
         dense = [made_row(clean="11", robust="10", eps=eps / 255) for eps in (1, 2, 4, 6, 8, 16, 32, 64)]
         figures = [plots.accuracy_against_eps(some) for some in (dense, rows, long)]
-        figures += [plots.heat_map(long), plots.accuracy_against_sweep(swept())]
+        wordy = [row for name in ("first-network", "second-network") for row in swept(name, tie="pooled", mode="value")]
+        figures += [plots.heat_map(long), plots.accuracy_against_sweep(swept()), plots.accuracy_against_sweep(wordy)]
 
         for figure in figures:
             boxes = texts_of(drawn(figure))
