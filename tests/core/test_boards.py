@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from made_rows import DAY, FailingSource, made_row, part, published
 from scipy.stats import binomtest
 
 from benchbox.boards import Board, boards_of
@@ -17,6 +16,7 @@ from benchbox.errors import GridError
 from benchbox.ranking import Standing
 from benchbox.results import Failure, Results
 from benchbox.rows import Row
+from made_rows import DAY, FailingSource, made_row, part, published
 
 DEFINITION = """
 title = "Digits"

@@ -9,13 +9,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from made_rows import FailingSource, made_row, part, published
 
 from benchbox import render
 from benchbox.boards import Board, boards_of
 from benchbox.domain import Flag
 from benchbox.results import Results
 from benchbox.rows import Row
+from made_rows import FailingSource, made_row, part, published
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 HOSTILE = '<script>alert("1")</script> | `x` *y*'

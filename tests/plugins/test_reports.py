@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from made_rows import made_row, part, published
 
 from benchbox.errors import BenchboxError
 from benchbox.registry import Registry
 from benchbox.results import Results
+from made_rows import made_row, part, published
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
