@@ -77,7 +77,7 @@ def run(grid: Path, quiet: bool, **flags: Any) -> None:
     settings = _settings(**flags)
     registry = Registry.discover(settings.plugins, settings.block)
     summary = run_grid(grid, settings, registry, RunProgress(quiet=quiet))
-    pages = write_pages(settings, summary.plan.name, registry)
+    pages = write_pages(settings, summary.plan, registry)
     print_summary(summary, settings, pages)
     sys.exit(summary.exit_code)
 

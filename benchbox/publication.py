@@ -9,24 +9,25 @@ import click
 
 from benchbox import boards, render
 from benchbox.config import Settings
+from benchbox.domain import Plan
 from benchbox.errors import StoreError
 from benchbox.registry import Registry
 from benchbox.results import open_results
 
 
-def write_pages(settings: Settings, grid: str, registry: Registry) -> list[Path]:
-    """Print the leaderboard of a grid and write it as markdown, HTML and CSV with the reports; returns the paths."""
-    results = open_results(settings.database).of_grid(grid)
+def write_pages(settings: Settings, plan: Plan, registry: Registry) -> list[Path]:
+    """Print the leaderboard of a plan and write it as markdown, HTML and CSV with the reports; returns the paths."""
+    results = open_results(settings.database).of_cells([cell.key for cell in plan.cells])
     if not results.rows():
         return []
     made = boards.boards_of(results)
     for board in made:
         click.echo(render.text(board))
-    folder = settings.output / grid
+    folder = settings.output / plan.name
     folder.mkdir(parents=True, exist_ok=True)
     pages = {
-        "leaderboard.md": "\n".join(render.markdown(board) for board in made),
-        "leaderboard.html": render.html(made, grid),
+        "leaderboard.md": render.markdown_page(made, plan.name),
+        "leaderboard.html": render.html(made, plan.name),
         "leaderboard.csv": render.csv(made),
     }
     paths = [_write(folder / name, text) for name, text in pages.items()]
@@ -46,11 +47,15 @@ def leaderboard_text(
     made = boards.boards_of(results, grid, board)
     if not made:
         raise StoreError(f"{', '.join(sources)}: no results to rank; run a grid first, or check --grid")
-    if form == "html":
-        return render.html(made, grid or "leaderboard")
-    if form == "csv":
-        return render.csv(made)
-    return "\n".join(render.markdown(one) if form == "markdown" else render.text(one) for one in made)
+    title = grid or (board.stem if board else "leaderboard")
+    match form:
+        case "html":
+            return render.html(made, title)
+        case "markdown":
+            return render.markdown_page(made, title)
+        case "csv":
+            return render.csv(made)
+    return "\n".join(render.text(one) for one in made)
 
 
 def deliver(text: str, out: Path | None, check: bool) -> int:

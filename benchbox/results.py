@@ -56,12 +56,12 @@ class Source(Protocol):
 class Results:
     """Every result of one source. Each call asks the source anew, so a run in progress can be watched."""
 
-    def __init__(self, source: Source, grid: str | None = None) -> None:
-        self._source, self._grid = source, grid
+    def __init__(self, source: Source, only: Collection[str] | None = None) -> None:
+        self._source, self._only = source, None if only is None else frozenset(only)
 
-    def of_grid(self, name: str) -> Results:
-        """The same source, seen through the cells of the grid named ``name``."""
-        return Results(self._source, name)
+    def of_cells(self, keys: Collection[str]) -> Results:
+        """The same source, seen through the cells with these keys: those of one plan, say."""
+        return Results(self._source, keys)
 
     def rows(
         self,
@@ -84,7 +84,6 @@ class Results:
         None stands for the lack (no defense, no attack). ``eps`` takes numbers or fractions ("8/255"), ``keys`` whole
         keys or prefixes. Raises StoreError when the source cannot be read.
         """
-        grid = self._grid if grid is None else grid
         prefixes = [key.lower() for key in _listed(keys)]
         if keys is not None and not prefixes:
             return []
@@ -95,7 +94,8 @@ class Results:
         def wanted(row: Row) -> bool:
             cell, threat = row.cell, row.cell.threat
             return (
-                all(_named(getattr(cell, kind), names) for kind, names in parts.items())
+                (self._only is None or row.key in self._only)
+                and all(_named(getattr(cell, kind), names) for kind, names in parts.items())
                 and (grid is None or not set(row.runs).isdisjoint(_listed(grid)))
                 and (norm is None or (threat is not None and threat.norm in _listed(norm)))
                 and (radii is None or (threat is not None and _close(threat.eps, radii)))
