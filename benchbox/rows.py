@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -35,6 +36,14 @@ class Masks:
     def of(cls, record: Record) -> Masks:
         """The verdicts that ``record`` holds."""
         return cls(record.clean_correct, record.clean_rejected, record.success, record.rejected)
+
+    @classmethod
+    def read(cls, data: bytes) -> Masks:
+        """The verdicts in a stored record (``npz/1``), without reading its other arrays: boards ask for thousands."""
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            rejected = arrays["clean_rejected"]
+            correct = (arrays["clean_prediction"] == arrays["label"]) & ~rejected
+            return cls(correct, rejected, arrays["success"], arrays["rejected"])
 
 
 @dataclass(frozen=True, slots=True)

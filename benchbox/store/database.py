@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -78,7 +79,7 @@ def writer_engine(url: URL) -> Engine:
     if is_sqlite(url):
         with translated(url):
             sqlite_path(url).parent.mkdir(parents=True, exist_ok=True)
-    engine = _create(url, url)
+    engine = _create(url, url, poolclass=NullPool)
     if is_sqlite(url):
         event.listen(engine, "connect", _set_up_writer)
         event.listen(engine, "begin", lambda connection: _begin(connection, "BEGIN IMMEDIATE"))
@@ -86,15 +87,21 @@ def writer_engine(url: URL) -> Engine:
 
 
 def reader_engine(url: URL) -> Engine:
-    """An engine that cannot write. Raises StoreError when the SQLite file does not exist."""
+    """An engine that cannot write. Raises StoreError when the SQLite file does not exist.
+
+    It keeps a connection for the next query (a new one would read the schema again): dispose of it in the end.
+    """
     if not is_sqlite(url):
-        return _create(url, url).execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        return _create(url, url, pool_pre_ping=True).execution_options(
+            isolation_level="REPEATABLE READ", postgresql_readonly=True
+        )
     path = sqlite_path(url)
     if not path.is_file():
         raise StoreError(f"no database at {path}; run `benchbox run --grid FILE` first, or name another database")
     query = {"mode": "ro", "uri": "true"}
     writable = os.access(path.parent, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
-    if not writable and not path.with_name(path.name + "-wal").exists():
+    log = path.with_name(path.name + "-wal")
+    if not writable and not (log.exists() and log.stat().st_size):
         query["immutable"] = "1"  # nobody can write there, and SQLite cannot make its shared-memory file there either
     engine = _create(url, URL.create("sqlite", database=f"file:{quote(str(path.absolute()))}", query=query))
     event.listen(engine, "connect", _set_up)
@@ -102,9 +109,9 @@ def reader_engine(url: URL) -> Engine:
     return engine
 
 
-def _create(url: URL, target: URL) -> Engine:
+def _create(url: URL, target: URL, **arguments: Any) -> Engine:
     try:
-        return create_engine(target, poolclass=NullPool, json_serializer=canonical_json)
+        return create_engine(target, json_serializer=canonical_json, **arguments)
     except NoSuchModuleError:
         raise StoreError(f"{shown(url)}: there is no driver {url.drivername!r}; write {EXAMPLE}") from None
     except ImportError as error:
@@ -126,6 +133,17 @@ def _set_up_writer(connection: Any, _: object) -> None:
 
 def _begin(connection: Connection, statement: str) -> None:
     connection.exec_driver_sql(statement)
+
+
+def settle(connection: Connection) -> None:
+    """Move what SQLite's write-ahead log holds into the file itself, unless a reader is busy with it.
+
+    SQLite does so when the last connection closes, but readers may keep theirs, and people copy the file alone.
+    """
+    driver: Any = connection.connection.driver_connection  # below SQLAlchemy, which would begin a transaction
+    with suppress(sqlite3.Error):  # the log is as safe a place
+        driver.execute("PRAGMA busy_timeout = 0")
+        driver.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 @contextmanager

@@ -95,10 +95,13 @@ def upgrade(source: str) -> str:
 def describe_revision(source: str) -> str:
     """``benchbox db current``: the database's revision and the newest one, as a sentence."""
     url = parse_url(source)
-    with translated(url), reader_engine(url).connect() as connection:
-        return (
-            f"{shown(url)}: revision {revision(connection) or 'none'} ({state(connection)}); newest {revisions()[-1]}"
-        )
+    engine = reader_engine(url)
+    try:
+        with translated(url), engine.connect() as connection:
+            now, found = state(connection), revision(connection) or "none"
+    finally:
+        engine.dispose()
+    return f"{shown(url)}: revision {found} ({now}); newest {revisions()[-1]}"
 
 
 def _refuse(now: State, connection: Connection, url: URL) -> None:

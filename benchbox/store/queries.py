@@ -133,8 +133,11 @@ def record_row(evaluation_id: int, item: Record) -> dict[str, Any]:
     return {"evaluation_id": evaluation_id, "format": RECORD_FORMAT, "sha256": sha256, "data": data}
 
 
-def load_record(connection: Connection, evaluation_id: int) -> Record:
-    """The record of an evaluation. Raises StoreError, which names the cell, when it is missing or damaged."""
+def load_record(connection: Connection, evaluation_id: int) -> bytes:
+    """The record of an evaluation (``npz/1``), checked against its checksum.
+
+    Raises StoreError, which names the cell, when it is missing or damaged.
+    """
     query = (
         select(evaluation.c.cell_key, record.c.format, record.c.sha256, record.c.data)
         .outerjoin_from(evaluation, record)
@@ -152,4 +155,4 @@ def load_record(connection: Connection, evaluation_id: int) -> Record:
             f"the record of cell {row.cell_key} is damaged (its SHA-256 differs from the stored one); restore a backup "
             "of the database, or run the grid into a new one"
         )
-    return Record.from_bytes(row.data)
+    return bytes(row.data)

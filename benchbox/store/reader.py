@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
@@ -30,8 +31,12 @@ def open_reader(source: str | Path) -> Engine:
     """
     url = parse_url(source)
     engine = reader_engine(url)
-    with translated(url), engine.connect() as connection:
-        require_current(connection, url)
+    try:
+        with translated(url), engine.connect() as connection:
+            require_current(connection, url)
+    except StoreError:
+        engine.dispose()
+        raise
     return engine
 
 
@@ -42,6 +47,7 @@ class DatabaseSource:
         self._url = parse_url(source)
         self._engine = open_reader(source)
         self.place = shown(self._url)
+        weakref.finalize(self, self._engine.dispose)
         self._components: dict[str, Component] = {}  # content-addressed, so what was read once stays right
 
     def rows(self, wanted: Callable[[Row], bool], prefixes: Collection[str] = ()) -> list[Row]:
@@ -53,7 +59,8 @@ class DatabaseSource:
         return rows
 
     def record(self, row: Row) -> Record:
-        return self._record(_evaluation_id(row))
+        with self._reading() as connection:
+            return Record.from_bytes(load_record(connection, _evaluation_id(row)))
 
     def measurements(self, row: Row) -> list[Measurement]:
         table = tables.measurement.c
@@ -113,12 +120,9 @@ class DatabaseSource:
         with translated(self._url), self._engine.connect() as connection:
             yield connection
 
-    def _record(self, evaluation_id: int) -> Record:
-        with self._reading() as connection:
-            return load_record(connection, evaluation_id)
-
     def _masks(self, evaluation_id: int) -> Masks:
-        return Masks.of(self._record(evaluation_id))
+        with self._reading() as connection:
+            return Masks.read(load_record(connection, evaluation_id))
 
     def _all_rows(self, connection: Connection, condition: ColumnElement[bool]) -> Iterator[Row]:
         evaluation, cell, newest = tables.evaluation, tables.cell, newest_ok().subquery()

@@ -13,7 +13,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from benchbox.domain import CELL_KINDS, Cell, Exclusion, MetricScore, Outcome, Record
 from benchbox.store import tables
-from benchbox.store.database import is_sqlite, locked, parse_url, translated, writer_engine
+from benchbox.store.database import is_sqlite, locked, parse_url, settle, translated, writer_engine
 from benchbox.store.migrate import prepare
 from benchbox.store.queries import (
     NON_FINITE,
@@ -54,9 +54,12 @@ class Store:
             prepare(engine, parsed)
             with translated(parsed):
                 connection = resources.enter_context(engine.connect())
-            store = cls(parsed, connection, resources.pop_all())
-        if is_sqlite(parsed):
-            store._end_killed_runs()
+            if is_sqlite(parsed):
+                resources.callback(settle, connection)
+            store = cls(parsed, connection, resources)
+            if is_sqlite(parsed):
+                store._end_killed_runs()
+            store._resources = resources.pop_all()  # from here on, close() gives them back
         return store
 
     def close(self) -> None:
@@ -140,7 +143,7 @@ class Store:
     def record(self, evaluation_id: int) -> Record:
         """The per-example record of an evaluation. Raises StoreError when it is damaged."""
         with self._transaction() as connection:
-            return load_record(connection, evaluation_id)
+            return Record.from_bytes(load_record(connection, evaluation_id))
 
     # -------------------------------------------------------------------------------------------- scores
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import as_nobody, begin, cell, component, fill, outcome, record, scores
 from sqlalchemy import create_engine, event, select, text, update
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Engine
@@ -27,6 +27,7 @@ from benchbox.errors import StoreError
 from benchbox.store import Store, open_reader, tables
 from benchbox.store.queries import CHUNK
 from benchbox.store.store import _upsert
+from builders import as_nobody, begin, cell, component, fill, outcome, record, scores
 
 POSTGRES = "BENCHBOX_TEST_POSTGRES"  # the URL of an empty database that tests may fill and empty
 
@@ -381,6 +382,19 @@ def test_readers_go_on_while_a_run_writes(store: Store, url: str) -> None:
     store.save(run_id, second, outcome(second), scores())
 
     assert {row.key for row in results.rows()} == {first.key, second.key}
+
+
+def test_the_file_alone_is_complete_after_a_run_although_a_reader_stays(file: Path) -> None:
+    item = cell()
+    with Store.open(str(file)) as store:
+        run_id = begin(store)
+        results = benchbox.open_results(file)
+        assert results.rows() == []
+        store.save(run_id, item, outcome(item), scores())
+    copy = Path(shutil.copy(file, file.with_name("copy.db")))
+
+    assert [row.key for row in benchbox.open_results(copy).rows()] == [item.key]
+    assert [row.key for row in results.rows()] == [item.key]
 
 
 # ------------------------------------------------------------------------------------------------ bad places
