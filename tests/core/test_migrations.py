@@ -14,7 +14,6 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from alembic.script import ScriptDirectory
-from builders import cell, fill
 from sqlalchemy import CheckConstraint, create_engine, inspect
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import make_url
@@ -28,6 +27,7 @@ from benchbox.store import Store, migrate
 from benchbox.store.database import parse_url, writer_engine
 from benchbox.store.migrate import describe_revision, prepare, revisions, upgrade
 from benchbox.store.tables import metadata
+from builders import cell, fill
 
 NEXT = """
 import sqlalchemy as sa

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import begin, cell, component, fill, outcome, record, scores
 from sqlalchemy import update
 
 import benchbox
@@ -23,6 +22,7 @@ from benchbox.results import Results, open_results
 from benchbox.rows import pack, unpack
 from benchbox.statistics import mcnemar, wilson
 from benchbox.store import Store, tables
+from builders import begin, cell, component, fill, outcome, record, scores
 
 CLEAN = cell(None)
 PGD = cell("pgd", eps=8 / 255)
