@@ -63,8 +63,9 @@ def main() -> None:
 @click.option("--workers", type=int, help="Parallel workers of the executor.")
 @click.option("--threads", type=int, help="CPU threads of each worker.")
 @click.option("--batch-size", type=int, help="Overrides the grid's batch size.")
+@click.option("--recompute", is_flag=True, help="Compute finished cells anew, too.")
 @click.option("--quiet", is_flag=True, help="No progress display.")
-def run(grid: Path, quiet: bool, **flags: Any) -> None:
+def run(grid: Path, recompute: bool, quiet: bool, **flags: Any) -> None:
     """Run a grid; running it again resumes it.
 
     Ends with the leaderboard and the paths of what was written. Exit code 1: some cells failed.
@@ -76,7 +77,7 @@ def run(grid: Path, quiet: bool, **flags: Any) -> None:
 
     settings = _settings(**flags)
     registry = Registry.discover(settings.plugins, settings.block)
-    summary = run_grid(grid, settings, registry, RunProgress(quiet=quiet))
+    summary = run_grid(grid, settings, registry, RunProgress(quiet=quiet), recompute)
     pages = write_pages(settings, summary.plan, registry)
     print_summary(summary, settings, pages)
     sys.exit(summary.exit_code)

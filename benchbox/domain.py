@@ -238,7 +238,7 @@ class Record:
                     nested[group][key] = array
             return cls(**plain, **nested)
         except Exception as error:
-            raise StoreError(f"a stored record cannot be read ({error}); recompute its cell") from error
+            raise StoreError(f"a stored record cannot be read ({error}); run its grid with --recompute") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,10 +53,12 @@ class Summary:
         return 1 if self.failures else 0
 
 
-def run(path: Path, settings: Settings, registry: Registry, progress: Progress) -> Summary:
+def run(
+    path: Path, settings: Settings, registry: Registry, progress: Progress, recompute: bool = False
+) -> Summary:  # fmt: skip
     """Run the grid file at ``path``: compute what the database lacks, keep everything as soon as it is known.
 
-    Running it again resumes it. Raises GridError, DataError, PluginError and StoreError before anything is computed,
+    Running it again resumes it; ``recompute`` computes finished cells anew, too. Raises GridError, DataError, PluginError and StoreError before anything is computed,
     StoreError when the database fails, and Interrupted on Ctrl-C; what was finished by then is kept.
     """
     from benchbox.runtime import resolve_device
@@ -74,7 +76,7 @@ def run(path: Path, settings: Settings, registry: Registry, progress: Progress) 
         store.exclude(run_id, plan.excluded)
         coordinator = _Coordinator(plan, store, run_id, registry, progress)
         try:
-            waiting = coordinator.reuse()
+            waiting = list(plan.cells) if recompute else coordinator.reuse()
             execution = execution_of(settings, grid, device)
             jobs = jobs_of(waiting, execution, plan)
             progress.begin(plan, [cell for job in jobs for cell in job.cells])

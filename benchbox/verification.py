@@ -33,7 +33,9 @@ def verify_cell(key: str, settings: Settings) -> Verification:
     record = results.record(row.key)
     _same_inputs(row, settings)
     if settings.examples_dir is None:
-        raise StoreError("verify needs the adversarial examples: set keep_examples = true and run the grid again")
+        raise StoreError(
+            "verify needs the adversarial examples: set keep_examples = true and run its grid with --recompute"
+        )
     index, adversarial = load_examples(settings.examples_dir, row.key, row.examples_sha256)
 
     from benchbox.runtime import resolve_device

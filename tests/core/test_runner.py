@@ -76,6 +76,16 @@ def test_a_finished_grid_computes_nothing(grid_file: GridFile, settings: Setting
     assert progress.waiting == []
 
 
+def test_recompute_computes_finished_cells_anew(grid_file: GridFile, settings: Settings, toys: Registry) -> None:
+    run(grid_file(), settings, toys, Silent())
+    before = scores_of(settings)
+
+    summary = run(grid_file(), settings, toys, Silent(), recompute=True)
+
+    assert (summary.computed, summary.reused) == (2, 0)
+    assert scores_of(settings) == before
+
+
 def test_a_wider_grid_computes_only_what_is_new(grid_file: GridFile, settings: Settings, toys: Registry) -> None:
     run(grid_file(), settings, toys, Silent())
 
