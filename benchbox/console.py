@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from tabulate import tabulate
 
 from benchbox.domain import KINDS, Cell, CellFinished, Component, Plan
+from benchbox.errors import PluginError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,7 +24,8 @@ if TYPE_CHECKING:
     from benchbox.registry import Registry
     from benchbox.rows import Row
     from benchbox.runner import Summary
-    from benchbox.training import Epoch, TrainingResult
+    from benchbox.training import TrainingResult
+    from benchbox.training_state import Epoch
     from benchbox.verification import Verification
 
 out = Console(soft_wrap=True, highlight=False, markup=False)
@@ -177,26 +180,26 @@ def print_comparison(comparison: Comparison) -> None:
 
 def print_plugins(registry: Registry, options: bool) -> int:
     """Every offer, collisions and broken plugins; returns the exit code."""
-    table = Table("kind", "name", "provider", "version", "options", box=None, pad_edge=False)
-    seen: dict[tuple[str, str], str] = {}
-    notes = []
-    for kind in KINDS:
-        for offer in registry.offers(kind):
-            schema = offer.plugin.Options.model_fields
-            listed = ", ".join(
-                name if item.is_required() else f"{name}={item.default!r}" for name, item in schema.items()
-            )
-            version = f"{offer.plugin.version} ({offer.provider_version})" if offer.provider_version else "1"
-            table.add_row(kind, offer.name, offer.provider, version, listed if options else ", ".join(schema))
-            if (kind, offer.name) in seen:
-                notes.append(f"collision: {kind} {offer.name!r} is offered by {seen[kind, offer.name]!r} and "
-                             f"{offer.provider!r}; block one of them in benchbox.toml")  # fmt: skip
-            seen[kind, offer.name] = offer.provider
-            reason = offer.plugin.unavailable()
-            if reason:
-                err.print(f"unavailable: {kind} {offer.name!r}: {reason}", style="dim")
-    out.print(table)
-    notes += [f"broken: {broken.provider}: {broken.reason}" for broken in registry.broken]
+    lines, notes = [], {}
+    for offer in (offer for kind in KINDS for offer in registry.offers(kind)):
+        schema = offer.plugin.Options.model_fields
+        listed = ", ".join(
+            f"{name}={item.get_default(call_default_factory=True)!r}" if options and not item.is_required() else name
+            for name, item in schema.items()
+        )
+        version = f"{offer.plugin.version}" + (f" ({offer.provider_version})" if offer.provider_version else "")
+        lines.append((offer.kind, offer.name, offer.provider, version, listed))
+        try:
+            registry.get(offer.kind, offer.name)
+        except PluginError as error:
+            notes[f"collision: {error}"] = True  # in order, once for both offers
+        reason = offer.plugin.unavailable()
+        if reason:
+            err.print(f"unavailable: {offer.kind} {offer.name!r}: {reason}", style="dim")
+    # No rich table: it would cut the names to fit a narrow terminal.
+    headers = ("kind", "name", "provider", "version", "options")
+    out.print(tabulate(lines, headers, tablefmt="plain", disable_numparse=True))
+    notes |= {f"broken: {broken.provider}: {broken.reason}": True for broken in registry.broken}
     for note in notes:
         err.print(note, style="red")
     return 3 if notes else 0
