@@ -41,7 +41,8 @@ def load_examples(folder: Path, key: str, sha256: str | None) -> tuple[Array, Ar
     path = examples_path(folder, key)
     if sha256 is None or not path.is_file():
         raise StoreError(
-            f"no adversarial examples of cell {key[:12]} in {folder}: run its grid with keep_examples = true and --recompute"
+            f"no adversarial examples of cell {key[:12]} in {folder}: "
+            "run its grid with keep_examples = true and --recompute"
         )
     if file_digest(path) != sha256:
         raise StoreError(f"{path} is not the file that was stored (its SHA-256 differs): run its grid with --recompute")

@@ -58,8 +58,9 @@ def run(
 ) -> Summary:  # fmt: skip
     """Run the grid file at ``path``: compute what the database lacks, keep everything as soon as it is known.
 
-    Running it again resumes it; ``recompute`` computes finished cells anew, too. Raises GridError, DataError, PluginError and StoreError before anything is computed,
-    StoreError when the database fails, and Interrupted on Ctrl-C; what was finished by then is kept.
+    Running it again resumes it; ``recompute`` computes finished cells anew, too. Raises GridError, DataError,
+    PluginError and StoreError before anything is computed, StoreError when the database fails, and Interrupted on
+    Ctrl-C; what was finished by then is kept.
     """
     from benchbox.runtime import resolve_device
 
