@@ -1,1 +1,2 @@
-"""For tests of plugins: closed-form models (``oracles``) on which the right answer is known exactly."""
+"""For tests of plugins: contract suites (``contracts``), and closed-form models (``oracles``) on which the right answer
+is known exactly."""
