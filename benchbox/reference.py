@@ -255,7 +255,7 @@ def _signature(method: Callable[..., Any]) -> str:
         name if parameter.annotation is inspect.Parameter.empty else f"{name}: {parameter.annotation}"
         for name, parameter in inspect.signature(method).parameters.items()
     ]
-    line = f"def {method.__name__}({', '.join(parameters)}) -> {inspect.signature(method).return_annotation}"
+    line = f"def {method.__name__}({', '.join(parameters)}) -> {inspect.signature(method).return_annotation}: ..."
     return line if len(line) <= 100 else line.replace("(", "(\n    ", 1).replace(") -> ", "\n) -> ")
 
 
