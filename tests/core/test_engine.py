@@ -6,15 +6,15 @@ import copy
 
 import pytest
 import torch
-from benchbox_attacks.fgsm import FGSM
-from benchbox_attacks.pgd import PGD
-from benchbox_attacks.uniform_noise import UniformNoise
 from torch import Tensor, nn
 
 from benchbox.api import Attack, AttackTarget, BudgetAttack, Examples, RowRandom, Rows, StepAttack, Threat, fooled
 from benchbox.engine import Batcher, Search, frozen, is_out_of_memory, search
 from benchbox.errors import ContractError
 from benchbox.testing.oracles import LinearModel
+from benchbox_attacks.fgsm import FGSM
+from benchbox_attacks.pgd import PGD
+from benchbox_attacks.uniform_noise import UniformNoise
 
 LINF = Threat("linf", 0.08)
 
