@@ -26,7 +26,7 @@ def dispersion(values: Float[Tensor, "n d"], statistic: Statistic) -> Float[Tens
 
 
 def _variance(values: Tensor) -> Tensor:
-    return values.var(1, correction=0)
+    return (values - values.mean(1, keepdim=True)).square().mean(1)
 
 
 def _std(values: Tensor) -> Tensor:

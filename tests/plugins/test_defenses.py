@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from benchbox.api import AttackTarget, ContractError, Examples, adversarial_loss
 from benchbox.domain import Threat
+from benchbox.testing.contracts import check_defense
 from benchbox_defenses import benchbox_defenses
 from benchbox_defenses.attribution import AttributionOptions, attribute
 from benchbox_defenses.attribution_detector import AttributionDetector, Detecting
@@ -534,3 +535,14 @@ def test_protecting_twice_gives_the_same_answers(
 
     assert torch.equal(first(x), second(x))
     assert [s.tolist() for s in first.evidence(x).values()] == [s.tolist() for s in second.evidence(x).values()]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", [AttributionMask, AttributionDetector])
+def test_the_contract_of_defenses_is_kept(
+    trained_digits: TrainedDigits, kind: type[AttributionMask] | type[AttributionDetector], method: Any
+) -> None:
+    test = trained_digits.test.head(30)
+    images = torch.cat([test.images, pgd(trained_digits.model, test.images, test.labels, steps=5)])
+
+    check_defense(kind(kind.Options(method=method)), trained_digits.model, trained_digits.calibration, images)

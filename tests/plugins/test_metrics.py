@@ -9,8 +9,9 @@ import pytest
 from scipy import stats
 from sklearn.metrics import f1_score, roc_auc_score, roc_curve
 
-from benchbox.api import Options
+from benchbox.api import Metric, Options
 from benchbox.domain import Array, Record, Score
+from benchbox.testing.contracts import check_metric
 from benchbox_metrics import benchbox_metrics
 
 
@@ -63,6 +64,11 @@ EVIDENCE = {"clean_evidence": {"s": np.zeros(400)}, "evidence": {"s": np.ones(40
 
 def test_every_metric_is_offered_once() -> None:
     assert sorted(kind.name for kind in benchbox_metrics()) == sorted(ATTACK_SCORES)
+
+
+@pytest.mark.parametrize("kind", benchbox_metrics(), ids=lambda kind: kind.name)
+def test_the_contract_of_metrics_is_kept(kind: type[Metric]) -> None:
+    check_metric(kind(Options()))
 
 
 @pytest.mark.parametrize("metric", ATTACK_SCORES)
