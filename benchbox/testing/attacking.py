@@ -101,7 +101,7 @@ def _check_repeatable(judge: Judge, attack: api.Attack, threat: Threat, first: S
     if attack.rejection_aware:
         claims = _run(judge, attack, threat, oracle=Oracle(refusing=True)).claimed
         judge.require(
-            threat.targeted or not claims.any(), "claims inputs that a detector refuses; ask model.logits(x, y)"
+            not claims.any(), "claims inputs that a detector refuses; ask model.logits(x, y, threat.targeted)"
         )
 
 
