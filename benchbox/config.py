@@ -26,8 +26,10 @@ class Settings(BaseModel):
     output: Path = Field(Path("results"), description="folder for leaderboards, plots and adversarial examples")
     data_dir: Path = Field(Path("data"), description="folder with the data sets and weight files")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
-    executor: str = Field("inline", description="name of an executor plugin")
-    workers: int = Field(1, ge=1, description="parallel workers of the executor")
+    executor: str = Field(
+        "auto", description="name of an executor plugin; auto: processes where several jobs run on the CPU, else inline"
+    )
+    workers: int | None = Field(None, ge=1, description="parallel workers of the executor; default: one per core")
     threads: int | None = Field(None, ge=1, description="CPU threads of each worker; the default shares the cores")
     batch_size: int | None = Field(None, ge=1, description="overrides the grid's batch size")
     keep_examples: bool = Field(True, description="keep the adversarial examples, so that `verify` works")

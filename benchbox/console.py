@@ -103,11 +103,11 @@ def print_summary(summary: Summary, settings: Settings, pages: Sequence[Path]) -
 
 def print_plan(estimate: Estimate) -> None:
     """The cells of a grid, their state, the exclusions, and the estimate of the cost."""
-    table = Table("key", "cell", "state", "at most", box=None, pad_edge=False)
+    rows = []
     for item in estimate.cells:
         cost = "" if item.done else "unknown" if item.seconds is None else _duration(item.seconds)
-        table.add_row(item.cell.key[:12], item.cell.label, "in the database" if item.done else "to compute", cost)
-    out.print(table)
+        rows.append((item.cell.key[:12], item.cell.label, "in the database" if item.done else "to compute", cost))
+    out.print(tabulate(rows, headers=("key", "cell", "state", "at most"), tablefmt="plain"))
     for line in exclusion_lines(estimate.plan):
         out.print(line)
     unknown = f", and {estimate.unknown} cells of unknown cost" if estimate.unknown else ""

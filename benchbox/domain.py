@@ -231,7 +231,7 @@ class Record:
             with np.load(io.BytesIO(data), allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
             plain = {name: array for name, array in arrays.items() if "." not in name}
-            nested: dict[str, dict[str, Array]] = {"clean_evidence": {}, "evidence": {}}
+            nested: dict[str, Any] = {"clean_evidence": {}, "evidence": {}}
             for name, array in arrays.items():
                 if "." in name:
                     group, _, key = name.partition(".")

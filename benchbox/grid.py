@@ -273,16 +273,18 @@ class _Expansion:
     def _choice(self, kind: Kind, name: str, options: Mapping[str, Any], place: str) -> _Choice | None:
         try:
             plugin = self.registry.create(kind, name, options)
+            reason = plugin.unavailable()
         except OptionError as error:
             option = f"{place}.{error.option}" if error.option else place
             raise GridError(f"{self.source}:{option}: {error}") from None
         except PluginError as error:
-            if any(True for _ in self.registry.broken) and "unknown" in str(error):
+            if self.registry.broken and self.registry.is_strange(kind, name):
                 reasons = "; ".join(f"{broken.provider}: {broken.reason}" for broken in self.registry.broken)
                 self._exclude(f"{kind} {name!r}", f"{error} It may belong to a broken plugin ({reasons})")
                 return None
             raise GridError(f"{self.source}:{place}.name: {error}") from None
-        reason = plugin.unavailable()
+        except Exception as error:  # a third party's code, before there is a cell that could fail
+            raise self._raised(place, kind, name, error) from error
         if reason is not None:
             self._exclude(f"{kind} {name!r}", reason)
             return None
@@ -290,6 +292,13 @@ class _Expansion:
             return _Choice(self.registry.component(kind, name, plugin, self.data_dir), plugin)
         except DataError as error:
             raise DataError(f"{self.source}:{place}: {error}") from None
+        except Exception as error:  # likewise
+            raise self._raised(place, kind, name, error) from error
+
+    def _raised(self, place: str, kind: Kind, name: str, error: Exception) -> PluginError:
+        provider = self.registry.get(kind, name).provider
+        what = f"{type(error).__name__}: {error}"
+        return PluginError(f"{self.source}:{place}: {kind} {name!r} of {provider} raised {what}. Report it there")
 
     def _perturbations(self, model: _Choice) -> list[_Choice]:
         entries = []

@@ -153,6 +153,10 @@ class Registry:
             raise _option_error(error, offer.plugin) from None
         return offer.plugin(validated)
 
+    def is_strange(self, kind: Kind, name: str) -> bool:
+        """Whether ``name`` is neither known nor near a known name: what a broken plugin may have offered."""
+        return name not in self._of(kind) and not did_you_mean(name, self._of(kind))
+
     def component(self, kind: Kind, name: str, instance: Plugin, data_dir: Path) -> Component:
         """What identifies ``instance`` in a cell."""
         options = instance.options.model_dump(mode="json")

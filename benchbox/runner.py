@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -148,8 +149,8 @@ class _Coordinator:
         from benchbox.worker import run_job
 
         cells = {cell.key: cell for cell in waiting}
-        offer = self.registry.get("executor", settings.executor)
-        workers = min(settings.workers, len(jobs)) or 1
+        name, workers = choose_executor(settings, jobs)
+        offer = self.registry.get("executor", name)
         executor: Any = offer.plugin(offer.plugin.Options(), workers=workers)  # type: ignore[call-arg]
         jobs = [replace(job, execution=replace(job.execution, threads=_threads(settings, workers))) for job in jobs]
         function = functools.partial(run_job, registry=self.registry) if executor.in_process else run_job
@@ -202,11 +203,23 @@ def score(metrics: Iterable[Any], record: Record) -> tuple[list[MetricScore], li
     return scores, flags
 
 
-def _threads(settings: Settings, workers: int) -> int | None:
-    """CPU threads of a worker: as set, else an equal share of the cores."""
-    import torch
+def choose_executor(settings: Settings, jobs: Sequence[Job]) -> tuple[str, int]:
+    """Name and number of workers: ``auto`` takes processes where several jobs run on several cores of the CPU."""
+    workers = max(1, min(settings.workers or _cores(), len(jobs)))
+    if settings.executor != "auto":
+        return settings.executor, workers
+    on_cpu = all(job.execution.device == "cpu" for job in jobs)
+    return ("process", workers) if on_cpu and workers > 1 else ("inline", 1)
 
-    return settings.threads or max(1, torch.get_num_threads() // workers)
+
+def _cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _threads(settings: Settings, workers: int) -> int:
+    """CPU threads of a worker: as set, else an equal share of the cores."""
+    return settings.threads or max(1, _cores() // workers)
 
 
 def code_version() -> dict[str, Any]:

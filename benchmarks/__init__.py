@@ -1,1 +1,1 @@
-"""Benchmarks: ``python -m benchmarks.NAME [--quick]``; each prints a table and ``figure <name> <value> <unit>`` lines."""
+"""``python -m benchmarks.NAME [--quick]`` prints a table, then ``figure <name> <value> <unit>`` lines."""

@@ -25,7 +25,9 @@ def report(title: str, figures: Sequence[Figure]) -> None:
     """Print the machine, the table and the figure lines."""
     import torch
 
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    machine = (
+        f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    )
     print(f"\n{title} ({machine}, {datetime.now(UTC):%Y-%m-%d})\n")
     rows = [(figure.name, f"{figure.value:.4g}", figure.unit, figure.limit) for figure in figures]
     print(tabulate(rows, headers=("figure", "value", "unit", "goal"), tablefmt="github"), end="\n\n")

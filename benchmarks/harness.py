@@ -39,7 +39,9 @@ ROOT = Path(__file__).parents[1]
 
 
 def settings_in(folder: Path) -> Settings:
-    return Settings(database=f"sqlite:///{folder}/results.db", output=folder, data_dir=folder, plugins=PLUGINS)
+    return Settings(
+        database=f"sqlite:///{folder}/results.db", output=folder, data_dir=folder, plugins=PLUGINS, executor="inline"
+    )
 
 
 def timed_run(grid: Path, settings: Settings) -> tuple[float, Summary]:

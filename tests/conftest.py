@@ -107,7 +107,9 @@ def grid_file(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     """Settings that keep everything in the test's own folder."""
-    return Settings(database=f"sqlite:///{tmp_path}/results.db", output=tmp_path / "results", data_dir=tmp_path)
+    return Settings(
+        database=f"sqlite:///{tmp_path}/results.db", output=tmp_path / "results", data_dir=tmp_path, executor="inline"
+    )
 
 
 @pytest.fixture(scope="session")

@@ -166,10 +166,28 @@ def test_excludes_match_all_their_fields(grid_file: GridFile, toys: Registry) ->
 def test_a_broken_plugin_stops_only_the_cells_that_need_it(grid_file: GridFile, toys: Registry) -> None:
     toys.broken.append(Broken("somebody", "importing 'somebody' raised ImportError: no engine"))
 
-    plan = plan_of(grid_file('[[attack]]\nname = "their-attack"'), toys)
+    plan = plan_of(grid_file('[[attack]]\nname = "quantum"'), toys)
 
     assert len(plan.cells) == 2
     assert "no engine" in plan.excluded[0].reason
+
+
+def test_a_misspelt_name_is_an_error_even_beside_a_broken_plugin(grid_file: GridFile, toys: Registry) -> None:
+    toys.broken.append(Broken("somebody", "importing 'somebody' raised ImportError: no engine"))
+
+    assert "Did you mean 'toy-attack'?" in error_of(grid_file('[[attack]]\nname = "toy-atack"'), toys)
+
+
+def test_a_plugin_that_raises_while_planning_is_named_with_its_provider(
+    grid_file: GridFile, toys: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fingerprint(self: object, data_dir: Path) -> str:
+        raise OSError("the cable is out")
+
+    monkeypatch.setattr("toy_plugins.ToyLinear.fingerprint", fingerprint)
+
+    with pytest.raises(PluginError, match=r"model\[0\]: model 'toy-linear' of toys raised OSError: the cable is out"):
+        plan_of(grid_file(), toys)
 
 
 # ---- what is wrong

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toy_plugins import ToyNearest
 
 from benchbox.budget import allowance, distances
 from benchbox.domain import Cell, Execution, Job, Outcome, Record, Threat
@@ -19,6 +18,7 @@ from benchbox.grid import expand, load_grid
 from benchbox.registry import Registry
 from benchbox.runner import jobs_of
 from benchbox.worker import run_job
+from toy_plugins import ToyNearest
 
 GridFile = Callable[..., Path]
 

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benchbox_models.reference import wk_net
 from dataset_files import pack, png, python2_batch, split_tree, write_mnist
 
 from benchbox import api
 from benchbox.domain import Kind
 from benchbox.registry import Offer, Registry
 from benchbox.testing import contracts
+from benchbox_models.reference import wk_net
 
 REGISTRY = Registry.discover()
 OPTIONS: dict[str, list[dict[str, Any]]] = {

@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from benchbox_datasets.splits import hold_out, stratified_order
 from dataset_files import idx, load_all, python2_batch, rows, write_mnist
 
 from benchbox.api import Dataset
 from benchbox.domain import Array
 from benchbox.errors import DataError
 from benchbox.registry import Registry
+from benchbox_datasets.splits import hold_out, stratified_order
 
 ALL = ["cifar10", "digits", "fashion-mnist", "image-folder", "mnist", "tiny-imagenet"]
 

@@ -24,7 +24,7 @@ class Momentum(api.BudgetAttack):
         adversarial, momentum = x, torch.zeros_like(x)
         for _ in range(self.options.steps):
             point = adversarial.clone().requires_grad_()
-            loss = api.adversarial_loss(model.logits(point, y), y, threat)
+            loss = api.adversarial_loss(model.logits(point, y, threat.targeted), y, threat)
             (gradient,) = torch.autograd.grad(loss.sum(), point)
             scale = gradient.abs().mean((1, 2, 3), keepdim=True).clamp_min(1e-12)
             momentum = self.options.decay * momentum + gradient / scale
