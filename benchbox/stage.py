@@ -28,6 +28,15 @@ class Verdicts:
     evidence: Mapping[str, Tensor]  # float32 each
 
 
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What an attack found, the doubts about it, and whether it met a surrogate instead of the protected model."""
+
+    found: Search
+    flags: list[Flag]
+    stood_in: bool
+
+
 @dataclass
 class Stage:
     """The protected model of a job, with its clean verdicts."""
@@ -44,8 +53,8 @@ class Stage:
     batcher: Batcher
     clean: Verdicts = field(init=False)
     flags: list[Flag] = field(default_factory=list)
-    stood_in: bool = False  # whether the last attack met a surrogate instead of the protected model itself
-    searches: dict[str, Search] = field(default_factory=dict)  # of minimum-norm attacks, for all their eps
+    gradient_flags: dict[bool, list[Flag]] = field(default_factory=dict)  # by whether the attacker is adaptive
+    searches: dict[str, Attempt] = field(default_factory=dict)  # of minimum-norm attacks, for all their eps
 
     def reset_randomness(self) -> None:
         """Put the defense's generator back to where it was after fitting, so that no cell depends on another."""

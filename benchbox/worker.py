@@ -24,7 +24,7 @@ from benchbox.errors import BenchboxError, ContractError
 from benchbox.examples import save_examples
 from benchbox.identity import derive_seed
 from benchbox.registry import Registry
-from benchbox.stage import Stage, create, prepare, verdicts
+from benchbox.stage import Attempt, Stage, create, prepare, verdicts
 from benchbox.streams import RowRandom
 
 
@@ -74,11 +74,9 @@ def evaluate(stage: Stage, cell: Cell, probes: tuple[Component, ...] = ()) -> Ou
     else:
         index = attackable.nonzero()[:, 0]
         with runtime.global_seed(_attack_seed(cell)):
-            found, cell_flags = _attack(stage, cell, index)
-        flags += cell_flags
-        record, adversarial = _verify(stage, cell, index, found)
-        doubt = _doubt_claims(stage, cell, record)
-        flags += [doubt] if doubt else []
+            attempt = _attack(stage, cell, index)
+        record, adversarial = _verify(stage, cell, index, attempt.found)
+        flags += [*attempt.flags, *_doubt_claims(cell, attempt, record)]
     sha256, trouble = _keep(stage, cell, record, adversarial)
     flags += [trouble] if trouble else []
     measurements = [item for probe in probes for item in _measure(stage, cell, probe, adversarial)]
@@ -91,11 +89,12 @@ def evaluate(stage: Stage, cell: Cell, probes: tuple[Component, ...] = ()) -> Ou
     )  # fmt: skip
 
 
-def _doubt_claims(stage: Stage, cell: Cell, record: Record) -> Flag | None:
+def _doubt_claims(cell: Cell, attempt: Attempt, record: Record) -> list[Flag]:
     """Compare what the attack claims with what was verified, where the two are about the same model."""
     if cell.access == "oblivious":
-        return None
-    return checks.transfer_failure(record) if stage.stood_in else checks.verdict_mismatch(record)
+        return []
+    doubt = checks.transfer_failure(record) if attempt.stood_in else checks.verdict_mismatch(record)
+    return [doubt] if doubt else []
 
 
 def _attack_seed(cell: Cell) -> int:
@@ -103,48 +102,49 @@ def _attack_seed(cell: Cell) -> int:
     return derive_seed("attack", cell.identity())
 
 
-def _attack(stage: Stage, cell: Cell, index: Tensor) -> tuple[Search, list[Flag]]:
-    """Let the attack search from the examples at ``index``; returns what it hands out and flags."""
+def _attack(stage: Stage, cell: Cell, index: Tensor) -> Attempt:
+    """Let the attack search from the examples at ``index``; a minimum-norm attack searches once for all its cells."""
     attack: api.Attack = create(stage.registry, cell.attack)  # type: ignore[arg-type]
-    threat, seed = cell.threat, _attack_seed(cell)
+    threat = cell.threat
     if threat is None:
         raise ContractError("an attack needs a threat")
-    once_for_all_eps = isinstance(attack, api.MinimumNormAttack)
-    if once_for_all_eps:
-        cell = replace(cell, threat=replace(threat, eps=0.0))
-        threat, seed = replace(threat, eps=math.inf), _attack_seed(cell)
-        if cell.key in stage.searches:
-            return stage.searches[cell.key], []
+    if not isinstance(attack, api.MinimumNormAttack):
+        return _search(stage, cell, attack, threat, index)
+    cell = replace(cell, threat=replace(threat, eps=0.0))
+    if cell.key not in stage.searches:
+        stage.searches[cell.key] = _search(stage, cell, attack, replace(threat, eps=math.inf), index)
+    return stage.searches[cell.key]
+
+
+def _search(stage: Stage, cell: Cell, attack: api.Attack, threat: Threat, index: Tensor) -> Attempt:
     adaptive = cell.access != "oblivious"
     surrogate = stage.protected.surrogate() if adaptive else stage.undefended
-    stage.stood_in = adaptive and surrogate is not stage.protected
-    surrogate = surrogate.to(stage.execution.device).eval()
+    stood_in = adaptive and surrogate is not stage.protected
     target = api.AttackTarget(
-        surrogate, stage.dataset.num_classes, adaptive and bool(stage.defense and stage.defense.detects)
-    )
-    aims = _aims(stage, cell, index)
-    flags = _gradient_flags(stage, attack, target, index)
+        surrogate.to(stage.execution.device).eval(), stage.dataset.num_classes,
+        rejects=adaptive and bool(stage.defense and stage.defense.detects),
+    )  # fmt: skip
+    flags = _gradient_flags(stage, target, index, adaptive) if attack.needs == "gradients" else []
     stage.reset_randomness()
-    confirm = functools.partial(_confirm, stage, threat) if stage.stood_in else None
     found = search(
-        attack, target, api.Examples(stage.examples.images[index], aims), index, threat, seed,
-        stage.execution.batch_size, confirm,
+        attack, target, api.Examples(stage.examples.images[index], _aims(stage, cell, index)), index, threat,
+        _attack_seed(cell), stage.execution.batch_size,
+        confirm=functools.partial(_confirm, stage, threat) if stood_in else None,
     )  # fmt: skip
     if attack.batch_dependent and found.halvings:
-        flags.append(checks.batch_halved(stage.execution.batch_size, found.batch_size))
-    if once_for_all_eps:
-        stage.searches[cell.key] = found
-    return found, flags
+        flags = [*flags, checks.batch_halved(stage.execution.batch_size, found.batch_size)]
+    return Attempt(found, flags, stood_in)
 
 
-def _gradient_flags(stage: Stage, attack: api.Attack, target: api.AttackTarget, index: Tensor) -> list[Flag]:
-    if attack.needs != "gradients" or not len(index):
-        return []
-    sample = index[: min(checks.PROBED, stage.batcher.size)]
-    images, labels = stage.examples.images[sample], stage.examples.labels[sample]
-    flag = checks.zero_gradient(target, images.to(stage.execution.device), labels.to(stage.execution.device))
-    target.forwards = target.backwards = 0
-    return [flag] if flag else []
+def _gradient_flags(stage: Stage, target: api.AttackTarget, index: Tensor, adaptive: bool) -> list[Flag]:
+    """Whether gradients vanish; looked at once for all attackers who meet the same model."""
+    if adaptive not in stage.gradient_flags and len(index):
+        sample, device = index[: min(checks.PROBED, stage.batcher.size)], stage.execution.device
+        images, labels = stage.examples.images[sample].to(device), stage.examples.labels[sample].to(device)
+        flag = checks.zero_gradient(target, images, labels)
+        target.forwards = target.backwards = 0
+        stage.gradient_flags[adaptive] = [flag] if flag else []
+    return stage.gradient_flags.get(adaptive, [])
 
 
 def _aims(stage: Stage, cell: Cell, index: Tensor) -> Tensor:
