@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from benchbox.domain import CELL_KINDS, Cell, Component
@@ -73,17 +74,23 @@ def _distinct(namesakes: Sequence[Component]) -> dict[str, str]:
     differing = [
         option
         for option in dict.fromkeys(option for part in namesakes for option in part.options)
-        if len({repr(part.options.get(option)) for part in namesakes}) > 1
+        if option != "sha256" and len({repr(part.options.get(option)) for part in namesakes}) > 1
     ]
+    alone = [option for option in differing if option == "weights" and _tells_all_apart(option, namesakes)]
+    differing = alone or differing  # a weight file says enough about the network that it belongs to
     labels = {part.digest: describe(part.name, {key: part.options.get(key) for key in differing}) for part in namesakes}
     texts = list(labels.values())
     return {key: text if texts.count(text) == 1 else f"{text} #{key[:6]}" for key, text in labels.items()}
 
 
+def _tells_all_apart(option: str, namesakes: Sequence[Component]) -> bool:
+    return len({repr(part.options.get(option)) for part in namesakes}) == len(namesakes)
+
+
 def describe(name: str, options: Mapping[str, Any]) -> str:
     """``cnn (pgd)``, ``pgd (steps=40)``: words speak for themselves, other values need their option's name."""
     values = [
-        value if isinstance(value, str) and value[:1].isalpha() else f"{option}={plain(value)}"
+        plain(value) if isinstance(value, str) and plain(value)[:1].isalpha() else f"{option}={plain(value)}"
         for option, value in sorted(options.items())  # databases and files keep other orders
         if value is not None
     ]
@@ -94,6 +101,8 @@ def plain(value: Any) -> str:
     """An option's value as people write it."""
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, str) and "/" in value:  # a file: its folder says nothing about it
+        return PurePath(value).stem
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

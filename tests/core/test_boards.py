@@ -13,6 +13,7 @@ from scipy.stats import binomtest
 from benchbox.boards import Board, boards_of
 from benchbox.domain import Flag
 from benchbox.errors import GridError
+from benchbox.labels import Labels
 from benchbox.ranking import Standing
 from benchbox.results import Failure, Results
 from benchbox.rows import Row
@@ -394,3 +395,15 @@ def test_no_board_needs_torch():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == "False"
+
+
+def test_weight_files_are_told_apart_by_their_names_alone() -> None:
+    """Digests, folders and whatever else differs with a weight file would only make the names long."""
+    models = [
+        part("model", "checkpoint", weights=f"../models/{name}.pth", sha256=name * 8, builder=f"nets:{name}")
+        for name in ("first", "second")
+    ]
+
+    labels = Labels([made_row(clean="1", model=model).cell for model in models])
+
+    assert [labels(model) for model in models] == ["checkpoint (first)", "checkpoint (second)"]
