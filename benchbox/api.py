@@ -343,6 +343,7 @@ class Rows:
 
     ``x``, ``y`` are what the row was started with; ``best`` is the input that it hands out when it leaves;
     ``broken`` says that ``best`` fooled the model; ``done`` says that its budget is spent; ``step`` counts steps;
+    ``restart`` is which try at its example the row is, from 0 (the engine sets it after :meth:`StepAttack.start`);
     ``state`` holds whatever else the attack needs, each tensor with one entry per row.
     """
 
@@ -352,6 +353,7 @@ class Rows:
     broken: Bool[Tensor, " n"]
     done: Bool[Tensor, " n"]
     step: Int[Tensor, " n"]
+    restart: Int[Tensor, " n"]
     rng: RowRandom
     state: dict[str, Tensor] = field(default_factory=dict)
 
@@ -359,7 +361,8 @@ class Rows:
     def begin(cls, x: Tensor, y: Tensor, rng: RowRandom, best: Tensor | None = None, **state: Tensor) -> Rows:
         """Fresh rows: nothing broken, nothing done, step 0."""
         none = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        return cls(x, y, x if best is None else best, none, none.clone(), torch.zeros_like(y), rng, dict(state))
+        step, restart = torch.zeros_like(y), torch.zeros_like(y)
+        return cls(x, y, x if best is None else best, none, none.clone(), step, restart, rng, dict(state))
 
     def __len__(self) -> int:
         return len(self.y)
@@ -368,13 +371,13 @@ class Rows:
         """The rows that ``index`` (bool mask or int64 indices) selects."""
         return Rows(
             self.x[index], self.y[index], self.best[index], self.broken[index], self.done[index], self.step[index],
-            self.rng.take(index), {name: value[index] for name, value in self.state.items()},
+            self.restart[index], self.rng.take(index), {name: value[index] for name, value in self.state.items()},
         )  # fmt: skip
 
     @staticmethod
     def cat(parts: list[Rows]) -> Rows:
         """The rows of all ``parts``, one after another."""
-        names = ("x", "y", "best", "broken", "done", "step")
+        names = ("x", "y", "best", "broken", "done", "step", "restart")
         joined: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
         state = {name: torch.cat([part.state[name] for part in parts]) for name in parts[0].state}
         return Rows(**joined, rng=RowRandom.cat([part.rng for part in parts]), state=state)

@@ -284,9 +284,11 @@ class _StepSearch:
         if free > 0:
             new = torch.tensor([self.queue.popleft() for _ in range(free)])
             batch, device = self.examples.take(new), self.batcher.device
-            streams = RowRandom.of_examples(self.seed, self.index[new].to(device), self.restart[new].to(device))
+            restart = self.restart[new].to(device)
+            streams = RowRandom.of_examples(self.seed, self.index[new].to(device), restart)
             fresh = self.attack.start(batch.images.to(device), batch.labels.to(device), self.threat, streams)
             self._check(fresh, free, "start")
+            fresh = fresh.replace(restart=restart)
             self.rows = Rows.cat([self.rows, fresh]) if self.rows else fresh
             self.owners = torch.cat([self.owners, new])
         return self.rows if len(self.owners) else None

@@ -12,9 +12,10 @@ if TYPE_CHECKING:
 
 @hookimpl
 def benchbox_attacks() -> list[type[api.Attack]]:
+    from benchbox_attacks.apgd import APGD
     from benchbox_attacks.autoattack_reference import AutoAttackReference
     from benchbox_attacks.fgsm import FGSM
     from benchbox_attacks.pgd import PGD
     from benchbox_attacks.uniform_noise import UniformNoise
 
-    return [AutoAttackReference, FGSM, PGD, UniformNoise]
+    return [APGD, AutoAttackReference, FGSM, PGD, UniformNoise]
