@@ -16,6 +16,7 @@ def benchbox_attacks() -> list[type[api.Attack]]:
     from benchbox_attacks.autoattack_reference import AutoAttackReference
     from benchbox_attacks.fgsm import FGSM
     from benchbox_attacks.pgd import PGD
+    from benchbox_attacks.square import Square
     from benchbox_attacks.uniform_noise import UniformNoise
 
-    return [APGD, AutoAttackReference, FGSM, PGD, UniformNoise]
+    return [APGD, AutoAttackReference, FGSM, PGD, Square, UniformNoise]

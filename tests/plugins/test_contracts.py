@@ -46,6 +46,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     ],
     "pgd": [{"steps": 5}, {"steps": 3, "restarts": 2, "loss": "margin"}],
     "apgd": [{"steps": 10}, {"steps": 5, "loss": "dlr-targeted"}],
+    "square": [{"queries": 40}],
     "autoattack-reference": [{"version": "custom", "attacks": ["apgd-ce"]}],
 }
 SHAPES = {"digits-cnn": (1, 8, 8), "mnist-cnn": (1, 28, 28), "checkpoint": (1, 28, 28), "torchvision": (3, 64, 64)}
