@@ -220,7 +220,8 @@ class Defense(Plugin):
     def protect(self, model: nn.Module, calibration: Examples, rng: torch.Generator) -> Protected:
         """Return the model behind this defense, fitted on ``calibration`` (never on test data).
 
-        A defense that is random when it is used keeps ``rng`` and draws from it.
+        A defense that is random when it is used keeps ``rng`` and draws from it. It is a generator of the CPU: draw
+        there and move what was drawn to the device of the images.
         """
 
 

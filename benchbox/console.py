@@ -89,6 +89,8 @@ def exclusion_lines(plan: Plan) -> list[str]:
 
 def print_summary(summary: Summary, settings: Settings, pages: Sequence[Path]) -> None:
     """The end of a run: what was computed, what failed, and where everything lies. The leaderboard stands above."""
+    from benchbox.store import public_url
+
     cells = len(summary.plan.cells)
     out.print(
         f"{cells} cells: {summary.computed} computed, {summary.reused} reused, {len(summary.failures)} failed, "
@@ -96,7 +98,7 @@ def print_summary(summary: Summary, settings: Settings, pages: Sequence[Path]) -
     )
     for failure in summary.failures:
         out.print(f"failed: {failure}", style="red")
-    out.print(f"database     {settings.database}")
+    out.print(f"database     {public_url(settings.database)}")
     for path in pages:
         out.print(f"{path.suffix.removeprefix('.'):12} {path}")
 

@@ -79,6 +79,11 @@ class Component:
     def digest(self) -> str:
         return digest(self.identity())
 
+    @property
+    def tag(self) -> str:
+        """A name that only this component has, and that begins with the plugin's."""
+        return f"{self.name}#{self.digest[:12]}"
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -278,10 +283,18 @@ class Flag:
     detail: str
     next_step: str = ""
 
+    @property
+    def casts_doubt(self) -> bool:
+        """Whether it is about the verdict; the others say that something beside it is missing."""
+        return self.name not in ("examples-not-kept", "probe-failed")
+
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """One value of a probe: ``subject`` is a layer, a neuron, an example or ``model``."""
+    """One value of a probe: ``subject`` is a layer, a neuron, an example or ``model``.
+
+    ``probe`` is the tag of its component; an empty ``name`` only says that the probe was there.
+    """
 
     probe: str
     subject: str

@@ -71,11 +71,14 @@ def estimate(path: Path, settings: Settings, registry: Registry) -> Estimate:
 
 
 def _existing(database: str) -> Results | None:
+    """What is in the database; None where nothing was run yet. Raises StoreError for a database in trouble."""
     try:
         results = open_results(database)
         results.runs()
-    except StoreError:  # nothing was run yet
-        return None
+    except StoreError as error:
+        if "no database" in str(error):
+            return None
+        raise
     return results
 
 

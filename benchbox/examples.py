@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 from pathlib import Path
@@ -13,9 +14,9 @@ from benchbox.errors import StoreError
 from benchbox.identity import file_digest
 
 
-def examples_path(folder: Path, key: str) -> Path:
-    """Where the examples of the cell ``key`` lie."""
-    return folder / key[:2] / f"{key}.npz"
+def examples_path(folder: Path, key: str, sha256: str) -> Path:
+    """Where the examples of the cell ``key`` lie; another database's, of the same cell, have another name."""
+    return folder / key[:2] / f"{key}-{sha256[:12]}.npz"
 
 
 def save_examples(folder: Path, key: str, index: Array, adversarial: Array) -> str:
@@ -23,22 +24,23 @@ def save_examples(folder: Path, key: str, index: Array, adversarial: Array) -> s
 
     The file appears whole or not at all. Raises OSError when the disk refuses.
     """
-    path = examples_path(folder, key)
-    path.parent.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, index=index.astype(np.int64), adversarial=adversarial.astype(np.float32))
+    sha256 = hashlib.sha256(buffer.getbuffer()).hexdigest()
+    path = examples_path(folder, key, sha256)
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.partial")
     try:
         partial.write_bytes(buffer.getvalue())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-    return file_digest(path)
+    return sha256
 
 
 def load_examples(folder: Path, key: str, sha256: str | None) -> tuple[Array, Array]:
     """Read back ``(index, adversarial)``. Raises StoreError when the file is missing or is not the one stored."""
-    path = examples_path(folder, key)
+    path = examples_path(folder, key, sha256 or "")
     if sha256 is None or not path.is_file():
         raise StoreError(
             f"no adversarial examples of cell {key[:12]} in {folder}: "

@@ -29,7 +29,7 @@ def _parse_number(value: Any) -> Any:
     if isinstance(value, str):
         try:
             return float(Fraction(value))
-        except (ValueError, ZeroDivisionError):
+        except (ValueError, ZeroDivisionError, OverflowError):
             raise ValueError(f'{value!r} is no number; write 0.1 or a fraction such as "8/255"') from None
     return value
 
@@ -311,10 +311,13 @@ class _Expansion:
 
     def _each_layer(self, entry: Entry, model: _Choice) -> Entry:
         """``layer = "@each"`` becomes a sweep over the layers of ``model``."""
-        options = next(iter(entry.choices())) | {"layer": "*"}
+        options = next(entry.choices()) | {"layer": "*"}
         plugin: Any = self.registry.create("weight_perturbation", entry.name, options)
         network: Any = model.plugin
-        layers = plugin.layers(network.load(self.data_dir))
+        each = plugin.layers(network.load(self.data_dir))
+        asked = entry.sweep.get("layer", [EACH_LAYER])
+        listed = [each if layer == EACH_LAYER else [layer] for layer in (asked if isinstance(asked, list) else [])]
+        layers = list(dict.fromkeys(itertools.chain(*listed)))
         others = {option: values for option, values in entry.sweep.items() if option != "layer"}
         kept = {option: value for option, value in entry.options.items() if option != "layer"}
         return Entry.model_validate({"name": entry.name, **kept, "sweep": {"layer": layers, **others}})

@@ -16,7 +16,10 @@ from benchbox.results import open_results
 
 
 def write_pages(settings: Settings, plan: Plan, registry: Registry) -> list[Path]:
-    """Print the leaderboard of a plan and write it as markdown, HTML and CSV with the reports; returns the paths."""
+    """Print the leaderboard of a plan and write it as markdown, HTML and CSV with the reports; returns the paths.
+
+    Raises StoreError when the output folder cannot be written. A report that raises is told and stops nothing.
+    """
     results = open_results(settings.database).of_cells([cell.key for cell in plan.cells])
     if not results.rows():
         return []
@@ -24,7 +27,6 @@ def write_pages(settings: Settings, plan: Plan, registry: Registry) -> list[Path
     for board in made:
         click.echo(render.text(board))
     folder = settings.output / plan.name
-    folder.mkdir(parents=True, exist_ok=True)
     pages = {
         "leaderboard.md": render.markdown_page(made, plan.name),
         "leaderboard.html": render.html(made, plan.name),
@@ -32,8 +34,10 @@ def write_pages(settings: Settings, plan: Plan, registry: Registry) -> list[Path
     }
     paths = [_write(folder / name, text) for name, text in pages.items()]
     for offer in registry.offers("report"):
-        report = registry.create("report", offer.name, {})
-        paths += report.render(results, folder)
+        try:
+            paths += registry.create("report", offer.name, {}).render(results, folder)
+        except Exception as error:  # a third party's code; the results are in the database, the other reports go on
+            click.echo(f"report {offer.name!r} of {offer.provider}: {type(error).__name__}: {error}", err=True)
     return paths
 
 
@@ -74,5 +78,12 @@ def deliver(text: str, out: Path | None, check: bool) -> int:
 
 
 def _write(path: Path, text: str) -> Path:
-    path.write_text(text)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    except OSError as error:
+        raise StoreError(
+            f"{path} cannot be written ({error.strerror or error}). The results are in the database: free space or "
+            "choose another output folder, and run the same command"
+        ) from None
     return path

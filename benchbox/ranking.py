@@ -62,11 +62,14 @@ def requirements(definition: Definition, found: Iterable[System], labels: Labels
 def standing(system: System, columns: Sequence[str], labels: Labels, required: Sequence[Requirement] = ()) -> Standing:
     """The line of ``system``, not yet ranked."""
     rows = system.rows
-    missing = tuple(item.label for item in required if not any(item.met_by(row.cell) for row in rows))
-    flags = tuple(dict.fromkeys(flag for row in rows for flag in row.flags))
+    untargeted = [row.cell for row in rows if row.cell.threat is None or not row.cell.threat.targeted]
+    missing = tuple(item.label for item in required if not any(item.met_by(cell) for cell in untargeted))
+    flags = tuple(dict.fromkeys(flag for row in rows for flag in row.flags if flag.casts_doubt))
     reasons = []
     if system.cell.access == "oblivious":
         reasons.append("oblivious attacker")
+    if not untargeted:
+        reasons.append("targeted attacks only")
     if missing:
         reasons.append(f"missing: {', '.join(missing)}")
     if flags:

@@ -139,7 +139,7 @@ class Results:
     def measurements(self, key: str, probe: str | None = None) -> list[Measurement]:
         """What the probes (or one of them) measured in a cell."""
         found = self._source.measurements(self.row(key))
-        return [item for item in found if probe in (None, item.probe)]
+        return [item for item in found if item.name and probe in (None, item.probe, item.probe.partition("#")[0])]
 
     def worst_case(self, keys: Iterable[str]) -> Array:
         """bool (n,): the examples on which every one of these cells is robust (the AND of their masks).
@@ -164,7 +164,8 @@ class Results:
 
     def failures(self) -> list[Failure]:
         """The cells whose newest evaluation failed, in order."""
-        return sorted(self._source.failures(), key=lambda failure: cell_order(failure.cell))
+        found = [item for item in self._source.failures() if self._only is None or item.cell.key in self._only]
+        return sorted(found, key=lambda failure: cell_order(failure.cell))
 
     def excluded(self, grid: str) -> list[Exclusion]:
         """What the newest run of the grid named ``grid`` left out, with the reasons."""

@@ -5,17 +5,17 @@ from __future__ import annotations
 import functools
 import os
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from benchbox.config import Settings
-from benchbox.domain import Cell, CellFinished, Execution, Flag, Job, MetricScore, Outcome, Plan, Record, Score
+from benchbox.domain import Cell, CellFinished, Execution, Job, MetricScore, Outcome, Plan, Record, Score
 from benchbox.errors import BenchboxError
 from benchbox.grid import GridFile, expand, load_grid
 from benchbox.registry import Registry
-from benchbox.store import Store
+from benchbox.store import Store, public_url
 
 
 class Interrupted(BenchboxError):
@@ -72,7 +72,7 @@ def run(
         run_id = store.begin_run(
             grid_name=grid.name,
             grid_toml=path.read_text(),
-            settings=settings.model_dump(mode="json"),
+            settings=settings.model_dump(mode="json") | {"database": public_url(settings.database)},
             code=code_version(),
         )
         store.exclude(run_id, plan.excluded)
@@ -82,7 +82,7 @@ def run(
             execution = execution_of(settings, grid, device)
             jobs = jobs_of(waiting, execution, plan)
             progress.begin(plan, [cell for job in jobs for cell in job.cells])
-            coordinator.compute(jobs, settings, waiting)
+            coordinator.compute(jobs, settings, choose_executor(settings, jobs_of(plan.cells, execution, plan)))
         except KeyboardInterrupt:
             store.finish_run(run_id, "interrupted")
             done = coordinator.summary.reused + coordinator.summary.computed
@@ -124,13 +124,20 @@ def jobs_of(cells: Iterable[Cell], execution: Execution, plan: Plan) -> list[Job
 class _Coordinator:
     def __init__(self, plan: Plan, store: Store, run_id: int, registry: Registry, progress: Progress) -> None:
         self.plan, self.store, self.run_id, self.registry, self.progress = plan, store, run_id, registry, progress
-        self.metrics = [registry.create("metric", offer.name, {}) for offer in registry.offers("metric")]
         self.summary = Summary(plan)
+        self.metrics = list(self._usable_metrics())
+
+    def _usable_metrics(self) -> Iterator[Any]:
+        for offer in self.registry.offers("metric"):
+            try:
+                yield self.registry.create("metric", offer.name, {})
+            except Exception as error:  # a third party's code; the other metrics do without it
+                self._fail(f"metric {offer.name!r} of {offer.provider}: {type(error).__name__}: {error}")
 
     def reuse(self) -> list[Cell]:
         """Book what the database has, score it by new metrics, and return the cells that are left to compute."""
         finished = self.store.finished([cell.key for cell in self.plan.cells])
-        wanted = {probe.name for probe in self.plan.probes}
+        wanted = {probe.tag for probe in self.plan.probes}
         measured = self.store.measured(finished.values()) if wanted else {}
         ready = {key: id_ for key, id_ in finished.items() if wanted <= measured.get(id_, set())}
         self.store.reuse(self.run_id, ready)
@@ -139,35 +146,36 @@ class _Coordinator:
         for id_ in ready.values():
             missing = [metric for metric in self.metrics if (metric.name, metric.version) not in scored.get(id_, set())]
             if missing:
-                scores, flags = score(missing, self.store.record(id_))
+                scores, failures = score(missing, self.store.record(id_))
                 self.store.add_scores(id_, scores)
-                self._metric_failures(flags)
+                self._metric_failures(failures)
         return [cell for cell in self.plan.cells if cell.key not in ready]
 
-    def compute(self, jobs: Sequence[Job], settings: Settings, waiting: Sequence[Cell]) -> None:
-        """Run the jobs and commit each outcome as it comes."""
+    def compute(self, jobs: Sequence[Job], settings: Settings, choice: tuple[str, int]) -> None:
+        """Run the jobs on the executor of this name and number of workers; commit each outcome as it comes."""
         from benchbox.worker import run_job
 
-        cells = {cell.key: cell for cell in waiting}
-        name, workers = choose_executor(settings, jobs)
+        cells = {cell.key: cell for job in jobs for cell in job.cells}
+        total = len(cells)
+        name, workers = choice
         offer = self.registry.get("executor", name)
         executor: Any = offer.plugin(offer.plugin.Options(), workers=workers)  # type: ignore[call-arg]
         jobs = [replace(job, execution=replace(job.execution, threads=_threads(settings, workers))) for job in jobs]
         function = functools.partial(run_job, registry=self.registry) if executor.in_process else run_job
         with executor:
             for done, outcome in enumerate(executor.map(function, jobs), start=1):
-                self._commit(cells[outcome.key], outcome, done, len(cells))
+                self._commit(cells.pop(outcome.key), outcome, done, total)
+        for cell in cells.values():
+            self._fail(f"{cell.label}: executor {name!r} gave no outcome; run the same command to compute it")
 
     def _commit(self, cell: Cell, outcome: Outcome, done: int, total: int) -> None:
         scores: list[MetricScore] = []
         if outcome.record is not None:
-            scores, flags = score(self.metrics, outcome.record)
-            outcome = replace(outcome, flags=(*outcome.flags, *flags))
-            self._metric_failures(flags)
+            scores, failures = score(self.metrics, outcome.record)
+            self._metric_failures(failures)
         self.store.save(self.run_id, cell, outcome, scores)
         if outcome.error:
-            self.summary.failures.append(outcome.error.splitlines()[0])
-            self.progress.warn(self.summary.failures[-1])
+            self._fail(outcome.error.splitlines()[0])
         else:
             self.summary.computed += 1
         event = CellFinished(cell, outcome, tuple(scores), done, total)
@@ -178,33 +186,45 @@ class _Coordinator:
             except Exception as error:  # an observer must not stop the run
                 self.progress.warn(f"observer of {provider}: {type(error).__name__}: {error}")
 
-    def _metric_failures(self, flags: Iterable[Flag]) -> None:
-        for flag in flags:
-            if flag.detail not in self.summary.failures:
-                self.summary.failures.append(flag.detail)
-                self.progress.warn(flag.detail)
+    def _metric_failures(self, failures: Iterable[str]) -> None:
+        for failure in failures:
+            if failure not in self.summary.failures:  # one line for all the cells
+                self._fail(failure)
+
+    def _fail(self, message: str) -> None:
+        self.summary.failures.append(message)
+        self.progress.warn(message)
 
 
-def score(metrics: Iterable[Any], record: Record) -> tuple[list[MetricScore], list[Flag]]:
-    """The scores of a record, and a flag for each metric that raised. A metric with nothing to say is noted as such."""
+def score(metrics: Iterable[Any], record: Record) -> tuple[list[MetricScore], list[str]]:
+    """The scores of a record, and what went wrong with metrics: their scores are missing, and asked for again later.
+
+    A metric with nothing to say is noted as such.
+    """
     scores: list[MetricScore] = []
-    flags: list[Flag] = []
+    failures: list[str] = []
     for metric in metrics:
         try:
             found: Mapping[str, Score] = metric.score(record)
-            rows = [MetricScore(metric.name, metric.version, name, value) for name, value in found.items()]
+            rows = [_scored(metric, name, value) for name, value in found.items()]
         except Exception as error:  # as at the worker boundary: the record is kept, the other metrics go on
-            detail = f"metric {metric.name!r} raised {type(error).__name__}: {error}"
-            flags.append(
-                Flag("metric-failed", detail, "mend the metric and run the same command: nothing is recomputed")
-            )
+            failures.append(f"metric {metric.name!r} raised {type(error).__name__}: {error}")
             continue
         scores += rows or [MetricScore(metric.name, metric.version, "", Score(None))]
-    return scores, flags
+    return scores, failures
+
+
+def _scored(metric: Any, name: Any, value: Any) -> MetricScore:
+    if not (isinstance(name, str) and name and isinstance(value, Score)):
+        raise TypeError(f"it returned {name!r}: {value!r}; scores are benchbox.domain.Score by name")
+    return MetricScore(metric.name, metric.version, name, value)
 
 
 def choose_executor(settings: Settings, jobs: Sequence[Job]) -> tuple[str, int]:
-    """Name and number of workers: ``auto`` takes processes where several jobs run on several cores of the CPU."""
+    """Name and number of workers: ``auto`` takes processes where several jobs run on several cores of the CPU.
+
+    ``jobs`` are those of the whole plan, so that a resumed run computes with as many threads as an uninterrupted one.
+    """
     workers = max(1, min(settings.workers or _cores(), len(jobs)))
     if settings.executor != "auto":
         return settings.executor, workers

@@ -49,9 +49,10 @@ def computing(threads: int | None) -> Iterator[None]:
 @contextmanager
 def global_seed(seed: int) -> Iterator[None]:
     """Seed torch's global generators for code that draws from them against the rules; restored afterwards."""
-    with torch.random.fork_rng():
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices=gpus):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would queue a call per cell for a GPU to come
-        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        if gpus:
             torch.cuda.manual_seed_all(seed)
         yield
 

@@ -30,11 +30,12 @@ class Verdicts:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What an attack found, the doubts about it, and whether it met a surrogate instead of the protected model."""
+    """What an attack found, and what speaks against it."""
 
     found: Search
     flags: list[Flag]
-    stood_in: bool
+    vanishing: list[Flag]  # gradients that vanish, which matters where the attack failed
+    stood_in: bool  # whether it met a surrogate, or other random draws than the verdict does
 
 
 @dataclass
@@ -48,17 +49,21 @@ class Stage:
     undefended: nn.Module
     protected: api.Protected
     defense: api.Defense | None
-    rng: torch.Generator
-    rng_state: Tensor
+    rng: torch.Generator  # what the defense draws from
     batcher: Batcher
     clean: Verdicts = field(init=False)
     flags: list[Flag] = field(default_factory=list)
     gradient_flags: dict[bool, list[Flag]] = field(default_factory=dict)  # by whether the attacker is adaptive
     searches: dict[str, Attempt] = field(default_factory=dict)  # of minimum-norm attacks, for all their eps
 
-    def reset_randomness(self) -> None:
-        """Put the defense's generator back to where it was after fitting, so that no cell depends on another."""
-        self.rng.set_state(self.rng_state)
+    def reseed(self, phase: str, *parts: Any) -> None:
+        """Let the defense draw anew: attacker and verdict never meet the same noise, and no cell its neighbour's."""
+        self.rng.manual_seed(derive_seed(phase, *parts))
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether the defense answers with fresh randomness each time."""
+        return bool(self.defense and self.defense.stochastic)
 
 
 def prepare(cell: Cell, execution: Execution, registry: Registry) -> Stage:
@@ -82,14 +87,14 @@ def prepare(cell: Cell, execution: Execution, registry: Registry) -> Stage:
     protected.requires_grad_(False)
     _evaluation_mode(protected, cell)
     stage = Stage(
-        execution, registry, dataset, examples, model, protected, defense, rng, rng.get_state(),
+        execution, registry, dataset, examples, model, protected, defense, rng,
         Batcher(execution.batch_size, execution.device),
     )  # fmt: skip
+    stage.reseed("clean", cell.prefix_seed, *_prefix(registry, cell), _seeding(registry, cell.defense))
     stage.clean = verdicts(stage, examples)
-    stochastic = bool(defense and defense.stochastic)
     with torch.no_grad():
         sample = examples.images[: min(checks.PROBED, stage.batcher.size)].to(execution.device)
-        found = [checks.softmax_output(protected(sample)), checks.unstable_output(protected, sample, stochastic)]
+        found = [checks.softmax_output(protected(sample)), checks.unstable_output(protected, sample, stage.stochastic)]
     stage.flags += [flag for flag in found if flag]
     return stage
 

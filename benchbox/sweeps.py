@@ -41,6 +41,7 @@ class Sweep:
     robust: Spread | None
     intact_clean: Share | None
     intact_robust: Share | None
+    doubts: str = ""  # how many points carry which flags
 
 
 def split_sweeps(found: Iterable[System]) -> tuple[list[System], list[list[System]]]:
@@ -83,7 +84,14 @@ def summarise(group: Sequence[System], others: Iterable[System], labels: Labels)
         robust=Spread.of([share for share, _ in robust]) if robust else None,
         intact_clean=intact.clean if intact else None,
         intact_robust=robust_under(intact, shared) if intact else None,
+        doubts=_doubts(group),
     )
+
+
+def _doubts(group: Sequence[System]) -> str:
+    flagged = [{flag.name for row in system.rows for flag in row.flags if flag.casts_doubt} for system in group]
+    names = sorted(set().union(*flagged))
+    return f"{sum(map(bool, flagged))} of {len(group)} points flagged: {', '.join(names)}" if names else ""
 
 
 def sweep_names(group: Sequence[System], labels: Labels) -> Names:

@@ -82,6 +82,7 @@ def sweep_table(board: Board) -> Table:
         Column("Robust %\nmin / median / max", number=True, help="worst case over the attacks"),
         Column("Lowest at", help="the point with the lowest robust accuracy"),
         Column("Attacks", help="those that met every point", spare=4),
+        Column("Notes", spare=5),
     ]
     lines = [[*_names(sweep.names, columns), *_sweep(sweep, board)] for sweep in board.sweeps]
     return Table(columns, lines, [True] * len(lines))
@@ -221,4 +222,5 @@ def _sweep(sweep: Sweep, board: Board) -> list[Field]:
             text = " / ".join(percent(share.value, share.n) for share in shares)
             keys = ", ".join(key[:SHORT] for share in shares for key in share.keys)
             fields.append(Field(text, 100 * spread.median.value, f"cells {keys}"))
-    return [*fields, Field(sweep.worst_point, sweep.worst_point), Field(text := ", ".join(sweep.attacks), text)]
+    texts = (sweep.worst_point, ", ".join(sweep.attacks), sweep.doubts)
+    return [*fields, *(Field(text, text) for text in texts)]

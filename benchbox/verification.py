@@ -31,6 +31,8 @@ def verify_cell(key: str, settings: Settings) -> Verification:
     results = open_results(settings.database)
     row = results.row(key)
     record = results.record(row.key)
+    if not record.attacked.any():
+        raise StoreError(f"cell {row.key[:12]}: no example was attacked, so there is nothing to verify")
     _same_inputs(row, settings)
     if settings.examples_dir is None:
         raise StoreError(
@@ -41,8 +43,9 @@ def verify_cell(key: str, settings: Settings) -> Verification:
     from benchbox.runtime import resolve_device
     from benchbox.worker import reverify
 
+    threads = settings.threads or int(row.environment.get("threads", 1))
     execution = Execution(
-        data_dir=settings.data_dir.absolute(), device=resolve_device(settings.device), threads=settings.threads,
+        data_dir=settings.data_dir.absolute(), device=resolve_device(settings.device), threads=threads,
         plugins=settings.plugins, blocked=settings.block,
         batch_size=row.cell.batch_size or settings.batch_size or 256,
     )  # fmt: skip

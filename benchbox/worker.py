@@ -65,7 +65,7 @@ def _failed(cell: Cell, error: Exception, execution: Execution) -> Outcome:
 def evaluate(stage: Stage, cell: Cell, probes: tuple[Component, ...] = ()) -> Outcome:
     """Attack the protected model as ``cell`` says, verify what the attack hands out, and record every example."""
     started = time.perf_counter()
-    stage.reset_randomness()
+    stage.batcher.size, stage.batcher.halvings = stage.execution.batch_size, 0
     flags = list(stage.flags)
     attackable = (stage.clean.prediction == stage.examples.labels) & ~stage.clean.rejected
     if cell.attack is None or cell.threat is None:
@@ -76,10 +76,16 @@ def evaluate(stage: Stage, cell: Cell, probes: tuple[Component, ...] = ()) -> Ou
         with runtime.global_seed(_attack_seed(cell)):
             attempt = _attack(stage, cell, index)
         record, adversarial = _verify(stage, cell, index, attempt.found)
-        flags += [*attempt.flags, *_doubt_claims(cell, attempt, record)]
+        flags += [*attempt.flags, *_doubts(stage, cell, attempt, record)]
     sha256, trouble = _keep(stage, cell, record, adversarial)
     flags += [trouble] if trouble else []
-    measurements = [item for probe in probes for item in _measure(stage, cell, probe, adversarial)]
+    measurements: list[Measurement] = []
+    for probe in probes:
+        try:
+            measurements += _measure(stage, cell, probe, adversarial)
+        except Exception as error:  # as at the worker boundary: the attack's result is kept
+            detail = f"probe {probe.name!r} raised {type(error).__name__}: {error}"
+            flags.append(Flag("probe-failed", detail, "mend the probe and run the same command"))
     cost = Cost(time.perf_counter() - started, float(record.forwards.sum()), float(record.backwards.sum()))
     execution = stage.execution
     return Outcome(
@@ -89,12 +95,17 @@ def evaluate(stage: Stage, cell: Cell, probes: tuple[Component, ...] = ()) -> Ou
     )  # fmt: skip
 
 
-def _doubt_claims(cell: Cell, attempt: Attempt, record: Record) -> list[Flag]:
-    """Compare what the attack claims with what was verified, where the two are about the same model."""
-    if cell.access == "oblivious":
-        return []
-    doubt = checks.transfer_failure(record) if attempt.stood_in else checks.verdict_mismatch(record)
-    return [doubt] if doubt else []
+def _doubts(stage: Stage, cell: Cell, attempt: Attempt, record: Record) -> list[Flag]:
+    """What speaks against the verdict, seen from its end."""
+    found = []
+    if record.robust.any():  # where everything was broken, vanishing gradients did not help
+        found += attempt.vanishing
+    if stage.stochastic and stage.batcher.halvings:
+        found.append(checks.batch_halved(stage.execution.batch_size, stage.batcher.size))
+    if cell.access != "oblivious":  # else the claims are about another model
+        doubt = checks.transfer_failure(record) if attempt.stood_in else checks.verdict_mismatch(record)
+        found += [doubt] if doubt else []
+    return found
 
 
 def _attack_seed(cell: Cell) -> int:
@@ -119,21 +130,22 @@ def _attack(stage: Stage, cell: Cell, index: Tensor) -> Attempt:
 def _search(stage: Stage, cell: Cell, attack: api.Attack, threat: Threat, index: Tensor) -> Attempt:
     adaptive = cell.access != "oblivious"
     surrogate = stage.protected.surrogate() if adaptive else stage.undefended
-    stood_in = adaptive and surrogate is not stage.protected
+    stood_in = adaptive and (surrogate is not stage.protected or stage.stochastic)
     target = api.AttackTarget(
         surrogate.to(stage.execution.device).eval(), stage.dataset.num_classes,
         rejects=adaptive and bool(stage.defense and stage.defense.detects),
     )  # fmt: skip
-    flags = _gradient_flags(stage, target, index, adaptive) if attack.needs == "gradients" else []
-    stage.reset_randomness()
+    vanishing = _gradient_flags(stage, target, index, adaptive) if attack.needs == "gradients" else []
+    stage.reseed("search", cell.identity())
     found = search(
         attack, target, api.Examples(stage.examples.images[index], _aims(stage, cell, index)), index, threat,
         _attack_seed(cell), stage.execution.batch_size,
         confirm=functools.partial(_confirm, stage, threat) if stood_in else None,
     )  # fmt: skip
-    if attack.batch_dependent and found.halvings:
-        flags = [*flags, checks.batch_halved(stage.execution.batch_size, found.batch_size)]
-    return Attempt(found, flags, stood_in)
+    flags = []
+    if found.halvings and (attack.batch_dependent or stage.stochastic):
+        flags.append(checks.batch_halved(stage.execution.batch_size, found.batch_size))
+    return Attempt(found, flags, vanishing, stood_in)
 
 
 def _gradient_flags(stage: Stage, target: api.AttackTarget, index: Tensor, adaptive: bool) -> list[Flag]:
@@ -182,6 +194,8 @@ def _verify(stage: Stage, cell: Cell, index: Tensor, found: Search) -> tuple[Rec
             f"attack {name!r} returned {tuple(found.adversarial.shape)} for inputs {tuple(clean.shape)}"
         )
     handed_out, claimed = found.adversarial.float(), found.claimed
+    if not len(index):
+        return _record(stage, index, {}, {}), stage.examples.images
     check_range(name, handed_out)
     plugin = stage.registry.get("attack", name).plugin
     reached = distances(clean, handed_out)
@@ -200,7 +214,7 @@ def _verify(stage: Stage, cell: Cell, index: Tensor, found: Search) -> tuple[Rec
         )
     adversarial = stage.examples.images.clone()
     adversarial[index] = handed_out
-    stage.reset_randomness()
+    stage.reseed("verdict", cell.identity())
     answer = verdicts(stage, api.Examples(handed_out, stage.examples.labels[index]))
     aims = _aims(stage, cell, index)
     won = (answer.prediction == aims) if threat.targeted else (answer.prediction != aims)
@@ -266,16 +280,20 @@ def _keep(stage: Stage, cell: Cell, record: Record, adversarial: Tensor) -> tupl
         )  # fmt: skip
 
 
-def _measure(stage: Stage, cell: Cell, component: Component, adversarial: Tensor) -> Iterator[Measurement]:
+def _measure(stage: Stage, cell: Cell, component: Component, adversarial: Tensor) -> list[Measurement]:
     probe: api.Probe = create(stage.registry, component)
     device = stage.execution.device
     batch = api.Batch(
         stage.examples.images.to(device), adversarial.to(device), stage.examples.labels.to(device)
     )  # fmt: skip
     rng = torch.Generator().manual_seed(derive_seed("probe", cell.seed, component.identity()))
+    stage.reseed("probe", cell.identity(), component.identity())
+    measured = [Measurement(component.tag, "", "", None)]  # it was measured, even if nothing was found
     for subject, values in probe.measure(stage.protected, batch, rng).items():
         for name, value in values.items():
-            yield Measurement(probe.name, subject, name, float(value) if math.isfinite(value) else None)
+            finite = float(value) if math.isfinite(value) else None
+            measured.append(Measurement(component.tag, subject, name, finite))
+    return measured
 
 
 def reverify(cell: Cell, record: Record, index: Array, adversarial: Array, execution: Execution) -> list[str]:
@@ -285,7 +303,6 @@ def reverify(cell: Cell, record: Record, index: Array, adversarial: Array, execu
     """
     with runtime.computing(execution.threads):
         stage = prepare(cell, execution, _registry(execution.plugins, execution.blocked))
-        stage.reset_randomness()
         positions, images = torch.from_numpy(index), torch.from_numpy(adversarial)
         none = torch.zeros(len(index))
         found = Search(images, torch.from_numpy(record.claimed[index]), none, none, none)

@@ -65,6 +65,11 @@ def shown(url: URL) -> str:
     return str(url.database) if is_sqlite(url) else url.render_as_string(hide_password=True)
 
 
+def public_url(source: str) -> str:
+    """The database as it may be shown and stored: without its password."""
+    return shown(parse_url(source))
+
+
 def is_sqlite(url: URL) -> bool:
     return url.get_backend_name() == "sqlite"
 

@@ -10,6 +10,8 @@ import io
 import logging
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
@@ -71,6 +73,11 @@ class AutoAttackReference(BudgetAttack):
         if any(importlib.util.find_spec(name) for name in MODULES):
             return None
         return "needs the official AutoAttack package: pip install 'benchbox[autoattack]'"
+
+    def fingerprint(self, data_dir: Path) -> str:
+        """The package and its version: another one may give other results."""
+        installed = next((name for name in MODULES if importlib.util.find_spec(name)), "")
+        return f"{installed} {version(installed)}" if installed else ""
 
     def perturb(
         self, model: AttackTarget, x: Float[Tensor, "n c h w"], y: Int[Tensor, " n"], threat: Threat, rng: RowRandom

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -20,8 +21,13 @@ def _work(function: Function, pipe: Connection) -> None:
     """A worker's life: a job in, its outcomes out, None when the job is done; ends when the coordinator is gone."""
     try:
         while (job := pipe.recv()) is not None:
-            for outcome in function(job):
-                pipe.send(outcome)
+            try:
+                for outcome in function(job):
+                    pipe.send(outcome)
+            except (BrokenPipeError, ConnectionResetError):
+                raise
+            except Exception as error:  # what is no failure of a cell: it would be lost with this process
+                pipe.send(f"{type(error).__name__}: {error}")
             pipe.send(None)
     except (EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
         return
@@ -36,17 +42,22 @@ class _Worker:
 
     def give(self, job: Job) -> None:
         self.job, self.finished = job, set()
-        self.pipe.send(job)
+        with suppress(OSError):  # of a worker that has just died the pipe says so when it is read
+            self.pipe.send(job)
 
-    def lost(self) -> list[Outcome]:
-        """Failed outcomes of the cells that a dead worker had not finished."""
+    def died(self) -> list[Outcome]:
+        """Failed outcomes of the cells that this dead worker had not finished."""
         self.process.join()
-        reason = (
+        return self.lost(
             f"the worker process died (exit code {self.process.exitcode}); where memory ran out, "
             "lower batch_size or the number of workers"
         )
-        cells = self.job.cells if self.job else ()
-        return [Outcome(cell.key, error=f"{cell.label}: {reason}") for cell in cells if cell.key not in self.finished]
+
+    def lost(self, reason: str) -> list[Outcome]:
+        """Failed outcomes of the cells that are not finished."""
+        cells = [cell for cell in (self.job.cells if self.job else ()) if cell.key not in self.finished]
+        self.finished |= {cell.key for cell in cells}
+        return [Outcome(cell.key, error=f"{cell.label}: {reason}") for cell in cells]
 
 
 class Process(Executor):
@@ -94,12 +105,14 @@ def _start(function: Function) -> _Worker:
 def _receive(worker: _Worker) -> list[Outcome]:
     try:
         outcome = worker.pipe.recv()
-    except (EOFError, ConnectionResetError):
-        outcomes = worker.lost()
+    except (EOFError, OSError):
+        outcomes = worker.died()
         worker.job = None
         return outcomes
     if outcome is None:
         worker.job = None
         return []
+    if isinstance(outcome, str):
+        return worker.lost(outcome)
     worker.finished.add(outcome.key)
     return [outcome]

@@ -14,7 +14,6 @@ from click.testing import CliRunner, Result
 
 import benchbox
 from benchbox.cli import main
-from benchbox.examples import examples_path
 
 GridFile = Callable[..., Path]
 Command = Callable[..., Result]
@@ -51,7 +50,7 @@ def test_a_run_ends_with_the_leaderboard_and_the_paths_of_what_it_wrote(command:
         assert f"results/toy/{name}" in output
         assert Path("results/toy", name).stat().st_size > 100
     assert list(Path("results/toy").glob("*.png"))
-    assert "sqlite:///results/benchbox.db" in output
+    assert "database     results/benchbox.db" in output
 
 
 def test_a_second_run_says_that_there_is_nothing_to_do(command: Command, grid_file: GridFile) -> None:
@@ -98,7 +97,7 @@ def test_verify_agrees_and_notices_a_changed_file(command: Command, grid_file: G
     key = key_of(robust=False)
 
     agreed = command("verify", key[:12])
-    examples_path(Path("results/examples"), key).write_bytes(b"something else")
+    next(Path("results/examples").rglob(f"{key}*.npz")).write_bytes(b"something else")
     refused = command("verify", key[:12], code=4)
 
     assert "12 stored adversarial examples give the same verdicts" in agreed.output
@@ -162,6 +161,18 @@ def test_a_stale_page_is_noticed(command: Command, grid_file: GridFile) -> None:
 
     assert "is up to date" in fresh.output
     assert "board.md is stale" in stale.stderr
+
+
+def test_an_output_that_cannot_be_written_is_one_error_and_loses_nothing(
+    command: Command, grid_file: GridFile
+) -> None:  # fmt: skip
+    Path("results").mkdir()
+    Path("results/toy").write_text("a file where the folder should be")
+
+    result = command("run", "--grid", grid_file(), "--quiet", code=4)
+
+    assert "The results are in the database" in result.stderr
+    assert len(benchbox.open_results("results/benchbox.db").rows()) == 2
 
 
 def test_plugins_lists_name_kind_provider_version_and_options(command: Command) -> None:

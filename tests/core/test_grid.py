@@ -114,6 +114,15 @@ def test_each_layer_becomes_a_sweep_over_the_layers_of_the_model(grid_file: Grid
     assert sum(cell.weight_perturbation is None for cell in cells) == 2  # the intact model is always there
 
 
+def test_each_layer_beside_all_layers(grid_file: GridFile, toys: Registry) -> None:
+    path = grid_file('[[weight_perturbation]]\nname = "toy-shrink"\nsweep.layer = ["@each", "*"]')
+
+    layers = [cell.weight_perturbation.options["layer"] for cell in plan_of(path, toys).cells
+              if cell.weight_perturbation]  # fmt: skip
+
+    assert layers == ["linear", "linear", "*", "*"]
+
+
 @pytest.mark.parametrize(
     ("spacing", "values"),
     [
@@ -203,6 +212,7 @@ def test_a_plugin_that_raises_while_planning_is_named_with_its_provider(
         ("eps = [0.09, 0.11]", "eps = [nan]", "threat[0].eps[0]: Input should be"),
         ("eps = [0.09, 0.11]", "eps = []", "threat[0].eps: Value should have at least 1 item"),
         ("eps = [0.09, 0.11]", "eps = [0.1, 0.1]", "threat[0].eps: 0.1 stands twice"),
+        ("eps = [0.09, 0.11]", 'eps = ["1e400"]', "threat[0].eps[0]: '1e400' is no number"),
         ("eps = [0.09, 0.11]", 'eps = ["8/0"]', "threat[0].eps[0]: '8/0' is no number"),
         ("examples = 12", "examples = 12\nseeds = [1, 1]", "seeds: 1 stands twice; remove one"),
         ("examples = 12", "examples = 0", "examples: Input should be greater than or equal to 1 (got 0)"),

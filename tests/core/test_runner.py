@@ -109,6 +109,30 @@ def test_a_new_metric_scores_old_records_without_an_attack(
     assert all(scores[("toy-count", "attacked")].value == 12.0 for scores in scores_of(settings).values())
 
 
+def test_a_metric_that_returns_nonsense_loses_no_cell(
+    grid_file: GridFile, settings: Settings, toys: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("toy_plugins.ToyMetric.score", lambda self, record: {"attacked": 0.5})
+
+    summary = run(grid_file(), settings, toys, Silent())
+
+    assert summary.computed == 2
+    assert summary.exit_code == 1
+    assert "scores are benchbox.domain.Score by name" in summary.failures[0]
+    assert all(not row.flags for row in benchbox.open_results(settings.database).rows())
+
+
+def test_an_executor_that_drops_cells_is_noticed(
+    grid_file: GridFile, settings: Settings, toys: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchbox_executors.inline.Inline.map", lambda self, fn, jobs: iter(()))
+
+    summary = run(grid_file(), settings, toys, Silent())
+
+    assert len(summary.failures) == 2
+    assert "gave no outcome" in summary.failures[0]
+
+
 def test_a_failed_cell_is_recorded_and_the_others_go_on(
     grid_file: GridFile, settings: Settings, toys: Registry
 ) -> None:
@@ -132,6 +156,8 @@ def test_probes_are_stored_and_a_new_one_is_measured(grid_file: GridFile, settin
     results = benchbox.open_results(settings.database)
     assert summary.computed == 2
     assert len(results.measurements(results.rows()[0].key, "toy-brightness")) == 12
+    again = run(grid_file('[[probe]]\nname = "toy-brightness"'), settings, toys, Silent())
+    assert again.computed == 0
 
 
 def test_observers_hear_of_every_cell_and_cannot_stop_the_run(

@@ -114,6 +114,40 @@ def test_cells_do_not_depend_on_their_neighbours(
     assert (alone.record.loss != alone.record.clean_loss).any()
 
 
+def test_a_stochastic_defense_draws_anew_for_the_verdict(outcomes: Callable[..., list[Outcome]]) -> None:
+    """An attacker that knew the noise of the verdict would be judged on the noise that it fitted."""
+    _, found = outcomes('[[defense]]\nname = "toy-jitter"')
+    assert found.record is not None
+
+    assert (found.record.clean_loss != found.record.loss).any()
+    assert not found.flags  # claim and verdict met other draws: no reason to doubt
+
+
+def test_nothing_to_attack_is_no_failure(outcomes: Callable[..., list[Outcome]]) -> None:
+    """The detector refuses everything that is this dim, and many a model cannot take an empty batch."""
+    dim = {'[dataset]\nname = "toy"': '[dataset]\nname = "toy"\nbright = 0.5\ndark = 0.3'}
+
+    record = only(outcomes('[[defense]]\nname = "toy-detector"', replace=ONE | dim))
+
+    assert record.clean_rejected.all()
+    assert not record.attacked.any()
+
+
+def test_a_probe_that_raises_leaves_the_result(
+    outcomes: Callable[..., list[Outcome]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(self: object, model: object, batch: object, rng: object) -> None:
+        raise ValueError("no signal")
+
+    monkeypatch.setattr("toy_plugins.ToyProbe.measure", measure)
+
+    (outcome,) = outcomes('[[probe]]\nname = "toy-brightness"', replace=ONE)
+
+    assert outcome.record is not None
+    assert [flag.name for flag in outcome.flags] == ["probe-failed"]
+    assert not outcome.flags[0].casts_doubt
+
+
 def test_a_minimum_norm_attack_runs_once_for_all_eps(outcomes: Callable[..., list[Outcome]]) -> None:
     ToyNearest.runs = 0
 
@@ -143,8 +177,9 @@ def test_targets_are_other_classes_and_success_means_reaching_them(
 def test_probes_measure_clean_and_adversarial_inputs(outcomes: Callable[..., list[Outcome]]) -> None:
     (outcome,) = outcomes('[[probe]]\nname = "toy-brightness"', replace=ONE)
 
-    assert len(outcome.measurements) == 12
-    assert all(item.value == pytest.approx(0.0, abs=1e-6) for item in outcome.measurements)  # it moves light about
+    measured = [item for item in outcome.measurements if item.name]
+    assert len(measured) == 12
+    assert all(item.value == pytest.approx(0.0, abs=1e-6) for item in measured)  # it moves light about
 
 
 def test_adversarial_examples_are_kept_whole_and_checksummed(
@@ -157,7 +192,8 @@ def test_adversarial_examples_are_kept_whole_and_checksummed(
     assert index.tolist() == list(range(12))
     assert adversarial.shape == (12, 1, 4, 4)
     assert not list((tmp_path / "examples").rglob("*.partial"))
-    assert examples_path(tmp_path / "examples", outcome.key).is_file()
+    assert outcome.examples_sha256
+    assert examples_path(tmp_path / "examples", outcome.key, outcome.examples_sha256).is_file()
 
 
 # ---- bad input: the cell fails with place, cause and fix
