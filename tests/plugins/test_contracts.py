@@ -46,6 +46,9 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     ],
     "pgd": [{"steps": 5}, {"steps": 3, "restarts": 2, "loss": "margin"}],
     "apgd": [{"steps": 10}, {"steps": 5, "loss": "dlr-targeted"}],
+    "ddn": [{"steps": 15}],
+    "fmn": [{"steps": 15}],
+    "carlini-wagner": [{"steps": 20, "search_steps": 3, "initial_c": 1.0}],
     "square": [{"queries": 40}],
     "autoattack-reference": [{"version": "custom", "attacks": ["apgd-ce"]}],
 }
