@@ -56,13 +56,13 @@ def shipped():
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize(
-    ("loss", "classes"), [("ce", 2), ("dlr", 2), ("dlr-targeted", 2), ("dlr-targeted", 3), ("dlr-targeted", 5)]
+    ("loss", "classes"), [("ce", 2), ("dlr", 2), ("dlr-targeted", 2), ("dlr-targeted", 3), ("dlr-targeted", 4)]
 )
 def test_inputs_fall_exactly_at_their_distance(loss: str, classes: int, norm: Norm) -> None:
     """With more than two classes only the targeted loss is sure to head for the nearest one, too."""
     model, examples = linear(classes)
     distances = model.distance(examples.images, examples.labels, norm)
-    attack = apgd(loss=loss)
+    attack = apgd(loss=loss, steps=50)
 
     def broken(factor: float) -> int:
         return sum(
@@ -144,10 +144,8 @@ def test_the_batch_size_changes_nothing(trained_digits, loss: str, norm: Norm) -
     model = nn.Sequential(trained_digits.model).double()
     try:
         examples = Examples(trained_digits.test.images[:24].double(), trained_digits.test.labels[:24])
-        attack, threat = (
-            apgd(loss=loss, steps=15, targets=3 if loss == "dlr-targeted" else 9),
-            Threat(norm, 0.06 if norm == "linf" else 0.35),
-        )
+        attack = apgd(loss=loss, steps=8, **({"targets": 2} if loss == "dlr-targeted" else {}))
+        threat = Threat(norm, 0.06 if norm == "linf" else 0.35)
         one, seven, all_ = (run(attack, model, examples, threat, 10, size) for size in (1, 7, 250))
     finally:
         model.float()
@@ -246,8 +244,11 @@ def test_it_is_never_weaker_than_pgd_with_the_same_passes(shipped, weights: str,
     assert stronger.sum() >= weaker.sum()
 
 
-@pytest.mark.parametrize(("norm", "name", "eps"), [("linf", "Linf", 0.15), ("l2", "L2", 0.8)])
-@pytest.mark.parametrize(("loss", "official"), [("ce", "apgd-ce"), ("dlr", "apgd-dlr"), ("dlr-targeted", "apgd-t")])
+@pytest.mark.parametrize(("loss", "official", "norm", "name", "eps"), [
+    ("ce", "apgd-ce", "linf", "Linf", 0.15), ("ce", "apgd-ce", "l2", "L2", 0.8),
+    ("dlr", "apgd-dlr", "linf", "Linf", 0.15),
+    ("dlr-targeted", "apgd-t", "linf", "Linf", 0.15), ("dlr-targeted", "apgd-t", "l2", "L2", 0.8),
+])  # fmt: skip
 def test_it_finds_what_the_official_package_finds(shipped, loss, official, norm: Norm, name: str, eps: float) -> None:
     """The package gives its untargeted parts five restarts where they stand alone."""
     pyautoattack = pytest.importorskip("pyautoattack")

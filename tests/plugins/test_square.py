@@ -123,7 +123,7 @@ def test_the_batch_size_changes_nothing(trained_digits, norm: Norm, eps: float) 
     model = trained_digits.model.double()
     try:
         one, seven, all_ = (
-            run(square(queries=60), model, examples, Threat(norm, eps), 10, size) for size in (1, 7, 250)
+            run(square(queries=30), model, examples, Threat(norm, eps), 10, size) for size in (1, 7, 250)
         )
     finally:
         model.float()
@@ -150,7 +150,7 @@ def test_an_unbreakable_input_costs_what_was_announced_and_no_gradients(norm: No
 # ------------------------------------------------------------------------------------------------ the official package
 
 
-@pytest.mark.parametrize(("norm", "name", "eps", "queries"), [("linf", "Linf", 0.15, 1000), ("l2", "L2", 0.8, 600)])
+@pytest.mark.parametrize(("norm", "name", "eps", "queries"), [("linf", "Linf", 0.15, 600), ("l2", "L2", 0.8, 300)])
 def test_it_finds_what_the_official_package_finds(norm: Norm, name: str, eps: float, queries: int) -> None:
     """With few queries it finds more: the package does not fit its schedule to them. Never less by more than one."""
     pyautoattack = pytest.importorskip("pyautoattack")
@@ -165,6 +165,6 @@ def test_it_finds_what_the_official_package_finds(norm: Norm, name: str, eps: fl
     ours = run(square(queries=queries), model, examples, Threat(norm, eps), 10, size=100)
 
     broken = model(theirs).argmax(1) != examples.labels
-    assert broken.sum() > 10
+    assert broken.sum() > 5
     assert ours.claimed.sum() >= broken.sum() - 1
     assert torch.equal(ours.claimed, model(ours.adversarial).argmax(1) != examples.labels)
