@@ -411,7 +411,11 @@ def test_the_file_alone_is_complete_after_a_run_although_a_reader_stays(file: Pa
         ("://", "is no database URL; write sqlite:///"),
     ],
 )
-def test_a_bad_url_is_an_error_that_says_what_to_write(url: str, message: str) -> None:
+def test_a_bad_url_is_an_error_that_says_what_to_write(
+    url: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # the lock of x.db is taken before its driver is looked for
+
     with pytest.raises(StoreError, match=message) as caught:
         Store.open(url)
 
