@@ -65,7 +65,8 @@ def _failed(cell: Cell, error: Exception, execution: Execution) -> Outcome:
 def evaluate(stage: Stage, cell: Cell, probes: tuple[Component, ...] = ()) -> Outcome:
     """Attack the protected model as ``cell`` says, verify what the attack hands out, and record every example."""
     started = time.perf_counter()
-    stage.batcher.size, stage.batcher.halvings = stage.execution.batch_size, 0
+    if stage.stochastic:  # what memory did to an earlier cell must not change what this one draws
+        stage.batcher.size, stage.batcher.halvings = stage.execution.batch_size, 0
     flags = list(stage.flags)
     attackable = (stage.clean.prediction == stage.examples.labels) & ~stage.clean.rejected
     if cell.attack is None or cell.threat is None:

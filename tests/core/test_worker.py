@@ -260,10 +260,11 @@ def test_honest_models_are_not_flagged(outcomes: Callable[..., list[Outcome]]) -
     assert all(not outcome.flags for outcome in outcomes('[[attack]]\nname = "fgsm"\n[[attack]]\nname = "pgd"'))
 
 
-def test_memory_that_runs_out_halves_the_batch(outcomes: Callable[..., list[Outcome]]) -> None:
-    record = only(
-        outcomes(replace=ONE | {'name = "toy-linear"': 'name = "toy-misbehaving"\nhow = "memory"'}, batch_size=12)
-    )
+@pytest.mark.parametrize("attack", ["toy-attack", "pgd"])
+def test_memory_that_runs_out_halves_the_batch(outcomes: Callable[..., list[Outcome]], attack: str) -> None:
+    little = {'name = "toy-linear"': 'name = "toy-misbehaving"\nhow = "memory"'}
+
+    record = only(outcomes(replace=ONE | little | {'name = "toy-attack"': f'name = "{attack}"'}, batch_size=12))
 
     assert record.success.all()
 
