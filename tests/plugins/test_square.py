@@ -133,7 +133,7 @@ def test_the_batch_size_changes_nothing(trained_digits, norm: Norm, eps: float) 
         assert torch.equal(one.claimed, other.claimed)
         assert torch.equal(one.forwards, other.forwards)
         # sums over a batch are rounded in another order, and in l2 every later square builds on them
-        torch.testing.assert_close(one.adversarial, other.adversarial, rtol=0, atol=1e-7)
+        torch.testing.assert_close(one.adversarial, other.adversarial, rtol=0, atol=1e-7 if norm == "l2" else 1e-12)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
