@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from benchbox.results import Results
 
 __all__ = [
-    "AttackTarget", "Batch", "BudgetAttack", "ContractError", "DataError", "Dataset", "Defense", "Examples", "Executor",
-    "Metric", "MinimumNormAttack", "Model", "Options", "Probe", "Protected", "RejectLogit", "Report", "RowRandom",
-    "Rows", "StepAttack", "WeightPerturbation", "adversarial_loss", "conservative_threshold", "fooled", "target_layers",
-    "wilson",
+    "AttackTarget", "Batch", "BudgetAttack", "ContractError", "DataError", "Dataset", "Defense", "Ensemble", "Examples",
+    "Executor", "Metric", "MinimumNormAttack", "Model", "Options", "Probe", "Protected", "RejectLogit", "Report",
+    "RowRandom", "Rows", "StepAttack", "WeightPerturbation", "adversarial_loss", "conservative_threshold", "fooled",
+    "target_layers", "wilson",
 ]  # fmt: skip
 
 Needs = Literal["gradients", "scores", "decisions"]
@@ -406,7 +406,35 @@ class StepAttack(Attack):
 
     @abstractmethod
     def step(self, model: AttackTarget, rows: Rows, threat: Threat) -> Rows:
-        """Return the rows one step on, with ``step``, ``best``, ``broken`` and ``done`` brought up to date."""
+        """Return the rows one step on, with ``step``, ``best``, ``broken`` and ``done`` brought up to date.
+
+        Every row passes through ``model`` equally often. The tensors of ``rows`` are never written to: a batch that
+        did not fit into memory is stepped again.
+        """
+
+    def begin_at(self, rows: Rows, points: Float[Tensor, "n c h w"]) -> Rows:
+        """Return fresh ``rows`` (of :meth:`start`) that begin at ``points``, inside the ball, instead of where they
+        would; an attack that cannot leaves them as they are."""
+        return rows
+
+    def polish(self) -> StepAttack | None:
+        """A short attack that goes on in float32 from the best points of a search in lower precision, or None."""
+        return None
+
+
+class Ensemble(Attack):
+    """Attacks that follow one another: each meets the examples that withstood those before it."""
+
+    @property
+    @abstractmethod
+    def members(self) -> tuple[Attack, ...]:
+        """The attacks, in order; each must have all of the ensemble's ``norms``."""
+
+    @property
+    def passes(self) -> int | None:
+        """What an example costs that withstands every member."""
+        passes = [member.passes for member in self.members]
+        return None if None in passes else sum(number for number in passes if number is not None)
 
 
 # ------------------------------------------------------------------------------------------------ the rest
