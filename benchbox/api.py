@@ -304,10 +304,18 @@ class Attack(Plugin):
     """Whether it handles a detector's "rejected" column (``AttackTarget.logits`` does it)."""
     batch_dependent: ClassVar[bool] = False
     """Whether an example's result depends on the others in its batch; the batch size is then part of the identity."""
+    mixed: ClassVar[bool] = False
+    """Whether ``precision = "mixed"`` reaches it: then the engine lets it search in lower precision."""
+    copies: ClassVar[bool] = True
+    """Whether it may be shown a faster copy of the model that gives the same logits up to rounding."""
 
     @property
     def passes(self) -> int | None:
         """Passes per example at most, a backward pass counting as two; None: unknown. For the estimate of a plan."""
+        return None
+
+    def polish(self) -> StepAttack | None:
+        """A short attack that goes on in float32 from the best points of a search in lower precision, or None."""
         return None
 
 
@@ -395,6 +403,8 @@ class StepAttack(Attack):
     or ``done``, and puts the next row in the place of one that left.
     """
 
+    mixed = True
+
     @property
     def restarts(self) -> int:
         """How many rows each example gets, one after another, until one is broken."""
@@ -417,13 +427,11 @@ class StepAttack(Attack):
         would; an attack that cannot leaves them as they are."""
         return rows
 
-    def polish(self) -> StepAttack | None:
-        """A short attack that goes on in float32 from the best points of a search in lower precision, or None."""
-        return None
-
 
 class Ensemble(Attack):
     """Attacks that follow one another: each meets the examples that withstood those before it."""
+
+    mixed = True
 
     @property
     @abstractmethod
@@ -435,6 +443,10 @@ class Ensemble(Attack):
         """What an example costs that withstands every member."""
         passes = [member.passes for member in self.members]
         return None if None in passes else sum(number for number in passes if number is not None)
+
+    def polish(self) -> StepAttack | None:
+        """The first member's: its points are what a whole example keeps."""
+        return self.members[0].polish()
 
 
 # ------------------------------------------------------------------------------------------------ the rest

@@ -18,7 +18,7 @@ from benchbox.identity import CELL_VERSION, digest
 
 Norm = Literal["linf", "l2", "l1", "l0"]
 Access = Literal["adaptive", "oblivious"]
-Precision = Literal["float32"]
+Precision = Literal["float32", "mixed"]
 Split = Literal["train", "calibration", "test"]
 Kind = Literal[
     "dataset", "model", "weight_perturbation", "defense", "attack", "probe", "metric", "executor", "report"

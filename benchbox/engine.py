@@ -1,38 +1,75 @@
 """The attack engine: drives attacks over examples, keeps batches full, counts passes, backs off when memory runs out.
 
 What an attack returns never depends on how the engine batches its rows: each row has its own random stream
-(:class:`benchbox.streams.RowRandom`), and an example's restarts follow one another, so it is also charged for
-exactly the passes that its own rows took.
+(:class:`benchbox.streams.RowRandom`), and an example's tries follow one another, so it is also charged for exactly the
+passes that its own rows took, and none of them is in vain: the next try starts only when the one before has failed.
 """
 
 from __future__ import annotations
 
-import gc
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import chain
-from typing import TypeVar
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from benchbox.api import Attack, AttackTarget, BudgetAttack, Examples, MinimumNormAttack, Rows, StepAttack, fooled
+from benchbox.api import (
+    Attack,
+    AttackTarget,
+    BudgetAttack,
+    Ensemble,
+    Examples,
+    MinimumNormAttack,
+    Rows,
+    StepAttack,
+    fooled,
+)
+from benchbox.batcher import Batcher, device_of, frozen
 from benchbox.domain import Threat
 from benchbox.errors import ContractError
+from benchbox.identity import derive_seed
 from benchbox.streams import RowRandom
 
-__all__ = ["Batcher", "Confirm", "Progress", "Search", "frozen", "is_out_of_memory", "search"]
+__all__ = ["Confirm", "Progress", "Search", "Task", "fools", "run_task", "search"]
 
-T = TypeVar("T")
 Confirm = Callable[[Tensor, Tensor], Tensor]
 """``confirm(x_adv, y)`` -> bool (n,): whether the input really fools the protected model, in float32."""
 Progress = Callable[[int], None]
 """Called with the number of examples that were finished since the last call."""
 
-_MEMORY_ERRORS = ("out of memory", "can't allocate memory", "cannot allocate memory", "status_alloc_failed")
+
+@dataclass(frozen=True)
+class Task:
+    """Whom an attack meets, where it starts, and what it may cost.
+
+    ``index`` int64 (n,) are the positions of ``examples`` in the data set: they and the ``seed`` name the streams.
+    ``exact`` is given where ``target`` is a faster copy of what the attack is about: a claim that the original does not
+    hold up is none. ``confirm`` is given where ``target`` stands in for the protected model: a row of a
+    :class:`StepAttack` whose break it does not confirm goes on until its budget is spent; the claim is kept.
+    ``start`` (n, c, h, w), inside the ball, is where the first try begins, for attacks that can.
+    ``max_passes`` (n,) caps what each example may cost, in forwards + backwards; it ends rows of step attacks.
+    """
+
+    target: AttackTarget
+    examples: Examples
+    index: Tensor
+    threat: Threat
+    seed: int
+    exact: Confirm | None = None
+    confirm: Confirm | None = None
+    start: Tensor | None = None
+    max_passes: Tensor | None = None
+    on_progress: Progress | None = None
+
+    def part(self, index: Tensor, **changes: object) -> Task:
+        """The same task for some of its examples."""
+        return replace(
+            self, examples=self.examples.take(index), index=self.index[index],
+            start=None if self.start is None else self.start[index],
+            max_passes=None if self.max_passes is None else self.max_passes[index], **changes,  # type: ignore[arg-type]
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +78,43 @@ class Search:
 
     adversarial: Tensor  # (n, c, h, w), dtype of the images: what the attack hands out
     claimed: Tensor  # bool (n,): the attack's own claim, at search time, that it fooled its target
+    broken: Tensor  # bool (n,): claimed, and confirmed where the target only stood in
     forwards: Tensor  # float32 (n,): passes of the attacked model
     backwards: Tensor  # float32 (n,)
     seconds: Tensor  # float32 (n,): the example's share of the wall time
     batch_size: int = 0  # the size that memory allowed
     halvings: int = 0  # how often memory ran out: results of a ``batch_dependent`` attack then depend on the machine
+    breaks: dict[str, int] = field(default_factory=dict)  # by member of an ensemble, in order
+
+    @property
+    def spent(self) -> Tensor:
+        """Passes of each example, forwards and backwards, float32 (n,)."""
+        return self.forwards + self.backwards
+
+    @classmethod
+    def nothing(cls, images: Tensor, batch_size: int) -> Search:
+        """Nothing found, nothing spent."""
+        none, zero = torch.zeros(len(images), dtype=torch.bool), torch.zeros(len(images))
+        return cls(images.clone(), none, none.clone(), zero, zero.clone(), zero.clone(), batch_size)
+
+    def then(self, index: Tensor, later: Search, keep_points: bool) -> Search:
+        """This search followed by a ``later`` one of the examples at ``index``, none of which was broken before.
+
+        With ``keep_points`` an example that stays whole keeps the point that it had.
+        """
+        taken = later.broken if keep_points else torch.ones_like(later.broken)
+        merged = {name: getattr(self, name).clone() for name in ("adversarial", "claimed", "broken")}
+        merged["adversarial"][index[taken]] = later.adversarial[taken]
+        merged["claimed"][index] |= later.claimed
+        merged["broken"][index] |= later.broken
+        costs = {name: getattr(self, name).index_add(0, index, getattr(later, name)) for name in _COSTS}
+        return replace(
+            self, **merged, **costs, batch_size=min(self.batch_size, later.batch_size),
+            halvings=self.halvings + later.halvings,
+        )  # fmt: skip
+
+
+_COSTS = ("forwards", "backwards", "seconds")
 
 
 def search(
@@ -59,114 +128,57 @@ def search(
     confirm: Confirm | None = None,
     on_progress: Progress | None = None,
 ) -> Search:
-    """Run ``attack`` on ``target`` over ``examples``, whose positions in the data set are ``index`` (int64, n).
-
-    ``confirm`` is given where ``target`` only stands in for the protected model: a row of a :class:`StepAttack`
-    whose break it does not confirm goes on until its budget is spent; the claim is kept. Parameters take no gradients
-    meanwhile, and the model is in eval mode.
-
-    Raises ContractError when the attack breaks its contract, or when one example alone does not fit into memory.
-    """
-    batcher = Batcher(batch_size, device_of(target))
-    with frozen(target), torch.set_grad_enabled(attack.needs == "gradients"):
-        if not len(examples):
-            return Search(
-                examples.images.clone(), torch.zeros(0, dtype=torch.bool), *_Meter(target, 0).columns, batcher.size
-            )
-        if isinstance(attack, StepAttack):
-            return _StepSearch(attack, target, examples, index, threat, seed, batcher, confirm, on_progress).run()
-        if isinstance(attack, BudgetAttack | MinimumNormAttack):
-            return _whole(attack, target, examples, index, threat, seed, batcher, on_progress)
-    raise ContractError(
-        f"{attack.name} is no BudgetAttack, MinimumNormAttack or StepAttack: derive it from one of them"
+    """Run ``attack`` on ``target`` over ``examples``: see :class:`Task` and :func:`run_task`."""
+    return run_task(
+        attack, Task(target, examples, index, threat, seed, confirm=confirm, on_progress=on_progress), batch_size
     )
 
 
-# ------------------------------------------------------------------------------------------------ memory
+def fools(target: AttackTarget, threat: Threat, images: Tensor, aims: Tensor) -> Tensor:
+    """Whether ``images`` fool ``target``, bool (n,)."""
+    return fooled(target.logits(images, aims, threat.targeted), aims, threat)
 
 
-class Batcher:
-    """Runs functions over batches; when memory runs out it halves the batch, remembers the size and goes on.
+def run_task(attack: Attack, task: Task, batch_size: int) -> Search:
+    """Run ``attack`` as ``task`` says. Parameters take no gradients meanwhile, and the model is in eval mode.
 
-    ``size`` is the current batch size, ``halvings`` how often memory ran out, ``device`` where batches are moved to.
+    Raises ContractError when the attack breaks its contract, or when one example alone does not fit into memory.
     """
-
-    def __init__(self, size: int, device: torch.device | str = "cpu") -> None:
-        self.size, self.device, self.halvings = max(1, size), torch.device(device), 0
-
-    def attempt(self, fn: Callable[[], T], rows: int) -> T | None:
-        """``fn()``, or None when memory ran out for its ``rows`` rows; :attr:`size` is then half of them.
-
-        Raises ContractError when a single row does not fit.
-        """
-        try:
-            return fn()
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if rows <= 1:
-                raise ContractError(
-                    f"a single example does not fit into the memory of {self.device}: {error}. "
-                    "Use a device with more memory, or a smaller model"
-                ) from error
-        # Only here, after the handler, is the traceback gone that kept the failed batch's tensors alive.
-        self.size, self.halvings = rows // 2, self.halvings + 1
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        return None
-
-    def map(self, fn: Callable[..., Mapping[str, Tensor]], *tensors: Tensor) -> dict[str, Tensor]:
-        """Call ``fn`` with batches of all ``tensors`` on :attr:`device`; its results, by name, joined on the CPU.
-
-        Each result has one entry per row. Without rows, ``fn`` is called once with empty tensors.
-        """
-        parts: list[dict[str, Tensor]] = []
-        start, total = 0, len(tensors[0])
-        while start < total or not parts:
-            batch = [tensor[start : start + self.size] for tensor in tensors]
-            done = self.attempt(lambda batch=batch: self._call(fn, batch), len(batch[0]))  # type: ignore[misc]
-            if done is not None:
-                parts.append(done)
-                start += len(batch[0])
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-    def _call(self, fn: Callable[..., Mapping[str, Tensor]], batch: list[Tensor]) -> dict[str, Tensor]:
-        results = fn(*(tensor.to(self.device) for tensor in batch))
-        return {name: value.detach().cpu() for name, value in results.items()}
+    if isinstance(attack, Ensemble):
+        return _one_after_another(attack, task, batch_size)
+    if not len(task.examples):
+        return Search.nothing(task.examples.images, batch_size)
+    batcher = Batcher(batch_size, device_of(task.target))
+    with frozen(task.target), torch.set_grad_enabled(attack.needs == "gradients"):
+        if isinstance(attack, StepAttack):
+            return _StepSearch(attack, task, batcher).run()
+        if isinstance(attack, BudgetAttack | MinimumNormAttack):
+            return _whole(attack, task, batcher)
+    raise ContractError(
+        f"{attack.name} is no BudgetAttack, MinimumNormAttack, StepAttack or Ensemble: derive it from one of them"
+    )
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` says that memory ran out: on a GPU, in PyTorch's CPU allocator, or in Python."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _MEMORY_ERRORS)
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """Where the first parameter or buffer of ``module`` lies; the CPU where it has none."""
-    tensors = chain(module.parameters(), module.buffers())
-    return next((tensor.device for tensor in tensors), torch.device("cpu"))
-
-
-@contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients for parameters, and everything as it was afterwards."""
-    training = [(part, part.training) for part in module.modules()]
-    wanted = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    try:
-        module.eval()
-        for parameter in wanted:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for part, mode in training:
-            part.training = mode
-        for parameter in wanted:
-            parameter.requires_grad_(True)
-
-
-# ------------------------------------------------------------------------------------------------ searches
+def _one_after_another(ensemble: Ensemble, task: Task, batch_size: int) -> Search:
+    """Each member on what withstood those before; the point of the first member is what a whole example keeps."""
+    found = Search.nothing(task.examples.images, batch_size)
+    breaks: dict[str, int] = {}
+    for number, member in enumerate(ensemble.members):
+        if isinstance(member, MinimumNormAttack) and not isinstance(member, StepAttack):
+            raise ContractError(
+                f"{ensemble.name}: member {member.name!r} looks for minimum norms and knows no budget; run it by itself"
+            )
+        whole = (~found.broken).nonzero()[:, 0]
+        left = None if task.max_passes is None else task.max_passes - found.spent
+        if left is not None:
+            whole = whole[left[whole] > 0]
+        rest = replace(task, max_passes=left, seed=derive_seed(task.seed, number), on_progress=None).part(whole)
+        later = run_task(member, rest, batch_size)
+        found = found.then(whole, later, keep_points=number > 0)
+        breaks[f"{number} {member.name}"] = int(later.broken.sum())
+    if task.on_progress:
+        task.on_progress(len(task.examples))
+    return replace(found, breaks=breaks)
 
 
 class _Meter:
@@ -197,34 +209,33 @@ class _Meter:
         return torch.tensor([self.target.forwards, self.target.backwards, time.perf_counter()], dtype=torch.float64)
 
 
-def _whole(
-    attack: BudgetAttack | MinimumNormAttack,
-    target: AttackTarget,
-    examples: Examples,
-    index: Tensor,
-    threat: Threat,
-    seed: int,
-    batcher: Batcher,
-    on_progress: Progress | None,
-) -> Search:
+def _whole(attack: BudgetAttack | MinimumNormAttack, task: Task, batcher: Batcher) -> Search:
     """Plain batches. The claim is what one further pass of the target says, which nobody is charged for."""
-    meter = _Meter(target, len(examples))
+    target, threat = task.target, task.threat
+    meter = _Meter(target, len(task.examples))
 
     def run(x: Tensor, y: Tensor, position: Tensor, owners: Tensor) -> dict[str, Tensor]:
         meter.reset()
-        found = attack.perturb(target, x, y, threat, RowRandom.of_examples(seed, position))
+        found = attack.perturb(target, x, y, threat, RowRandom.of_examples(task.seed, position))
         if found.shape != x.shape:
             raise ContractError(f"{attack.name} returned shape {tuple(found.shape)} for inputs {tuple(x.shape)}")
         found = found.detach().to(x.dtype)
         meter.charge(owners.cpu())
         with torch.no_grad():
-            claimed = fooled(target.logits(found, y, threat.targeted), y, threat)
-        if on_progress:
-            on_progress(len(x))
-        return {"adversarial": found, "claimed": claimed}
+            claimed = (
+                task.exact(found, y) if task.exact else fooled(target.logits(found, y, threat.targeted), y, threat)
+            )
+            broken = claimed & task.confirm(found, y) if task.confirm else claimed
+        if task.on_progress:
+            task.on_progress(len(x))
+        return {"adversarial": found, "claimed": claimed, "broken": broken}
 
-    results = batcher.map(run, examples.images, examples.labels, index, torch.arange(len(examples)))
-    return Search(results["adversarial"], results["claimed"], *meter.columns, batcher.size, batcher.halvings)
+    columns = batcher.map(run, task.examples.images, task.examples.labels, task.index, torch.arange(len(task.examples)))
+    forwards, backwards, seconds = meter.columns
+    return Search(
+        columns["adversarial"], columns["claimed"], columns["broken"], forwards, backwards, seconds,
+        batcher.size, batcher.halvings,
+    )  # fmt: skip
 
 
 class _StepSearch:
@@ -232,33 +243,21 @@ class _StepSearch:
 
     ``rows`` are under way and belong to the examples ``owners``; the first ``batcher.size`` of them are stepped
     together. Those that leave are replaced from ``queue``, which holds first every example once and then, behind
-    them, those whose last try failed and that have a restart left.
+    them, those whose last try failed and that have a try left.
     """
 
-    def __init__(
-        self,
-        attack: StepAttack,
-        target: AttackTarget,
-        examples: Examples,
-        index: Tensor,
-        threat: Threat,
-        seed: int,
-        batcher: Batcher,
-        confirm: Confirm | None,
-        on_progress: Progress | None,
-    ) -> None:
-        self.attack, self.target, self.examples, self.index = attack, target, examples, index
-        self.threat, self.seed, self.batcher = threat, seed, batcher
-        self.confirm, self.on_progress = confirm, on_progress
-        count = len(examples)
+    def __init__(self, attack: StepAttack, task: Task, batcher: Batcher) -> None:
+        self.attack, self.task, self.batcher = attack, task, batcher
+        count = len(task.examples)
         self.queue = deque(range(count))
         self.rows: Rows | None = None
         self.owners = torch.zeros(0, dtype=torch.int64)
         self.restart = torch.zeros(count, dtype=torch.int64)
-        self.adversarial = examples.images.clone()
+        self.adversarial = task.examples.images.clone()
         self.loss = torch.full((count,), -torch.inf, dtype=torch.float64)
         self.claimed = torch.zeros(count, dtype=torch.bool)
-        self.meter = _Meter(target, count)
+        self.broken = torch.zeros(count, dtype=torch.bool)
+        self.meter = _Meter(task.target, count)
 
     def run(self) -> Search:
         while (rows := self._fill()) is not None:
@@ -270,33 +269,45 @@ class _StepSearch:
                 continue
             head_owners, tail_owners = self.owners[:count], self.owners[count:]
             stepped = self._confirmed(stepped, head_owners)
-            staying = ~(stepped.broken | stepped.done).cpu()
             self.meter.charge(head_owners)
-            self._release(stepped.take(~staying), head_owners[~staying])
-            remaining = stepped if staying.all() else stepped.take(staying)
-            self.rows = Rows.cat([remaining, tail]) if tail else remaining
-            self.owners = torch.cat([head_owners[staying], tail_owners])
-        return Search(self.adversarial, self.claimed, *self.meter.columns, self.batcher.size, self.batcher.halvings)
+            leaving = (stepped.broken | stepped.done).cpu() | self._spent(head_owners)
+            if leaving.any():
+                self._release(stepped.take(leaving.to(stepped.y.device)), head_owners[leaving])
+                stepped, head_owners = stepped.take(~leaving.to(stepped.y.device)), head_owners[~leaving]
+            self.rows = Rows.cat([stepped, tail]) if tail else stepped
+            self.owners = torch.cat([head_owners, tail_owners])
+        return Search(
+            self.adversarial, self.claimed, self.broken, *self.meter.columns,
+            self.batcher.size, self.batcher.halvings,
+        )  # fmt: skip
 
     def _fill(self) -> Rows | None:
         """The rows under way, with free places taken from the queue; None when no work is left."""
         free = min(self.batcher.size - len(self.owners), len(self.queue))
         if free > 0:
             new = torch.tensor([self.queue.popleft() for _ in range(free)])
-            batch, device = self.examples.take(new), self.batcher.device
-            restart = self.restart[new].to(device)
-            streams = RowRandom.of_examples(self.seed, self.index[new].to(device), restart)
-            fresh = self.attack.start(batch.images.to(device), batch.labels.to(device), self.threat, streams)
-            self._check(fresh, free, "start")
-            fresh = fresh.replace(restart=restart)
+            fresh = self._start(new)
             self.rows = Rows.cat([self.rows, fresh]) if self.rows else fresh
             self.owners = torch.cat([self.owners, new])
         return self.rows if len(self.owners) else None
 
+    def _start(self, new: Tensor) -> Rows:
+        task, device = self.task, self.batcher.device
+        batch, restart = task.examples.take(new), self.restart[new].to(device)
+        streams = RowRandom.of_examples(task.seed, task.index[new].to(device), restart)
+        fresh = self.attack.start(batch.images.to(device), batch.labels.to(device), task.threat, streams)
+        self._check(fresh, len(new), "start")
+        fresh = fresh.replace(restart=restart)
+        first = restart == 0  # these rows come before the others: the queue holds them in this order
+        if task.start is None or not first.any():
+            return fresh
+        begun = self.attack.begin_at(fresh.take(first), task.start[new].to(device)[first])
+        return begun if first.all() else Rows.cat([begun, fresh.take(~first)])
+
     def _step(self, rows: Rows) -> Rows:
         # The streams advance in place: a copy keeps them where they are for the case that memory runs out.
         copied = rows.replace(rng=RowRandom(rows.rng.keys, rows.rng.counter))
-        stepped = self.attack.step(self.target, copied, self.threat)
+        stepped = self.attack.step(self.task.target, copied, self.task.threat)
         self._check(stepped, len(rows), "step")
         if not (stepped.step > rows.step).all():
             raise ContractError(f"{self.attack.name}.step did not advance rows.step, so the attack would never end")
@@ -310,22 +321,32 @@ class _StepSearch:
             )
 
     def _confirmed(self, rows: Rows, owners: Tensor) -> Rows:
-        """The rows, ``broken`` only where the protected model confirms it."""
+        """The rows, ``broken`` only where the original of a copy and the protected model confirm it."""
+        if self.task.exact:
+            rows = self._held_up(rows, self.task.exact)
+        self.claimed[owners] |= rows.broken.cpu()
+        return self._held_up(rows, self.task.confirm) if self.task.confirm else rows
+
+    def _held_up(self, rows: Rows, judge: Confirm) -> Rows:
         claims = rows.broken
-        self.claimed[owners] |= claims.cpu()
-        if self.confirm is None or not claims.any():
+        if not claims.any():
             return rows
-        confirm = self.confirm
         with torch.no_grad():
-            held = self.batcher.map(lambda x, y: {"held": confirm(x, y)}, rows.best[claims], rows.y[claims])["held"]
+            held = self.batcher.map(lambda x, y: {"held": judge(x, y)}, rows.best[claims], rows.y[claims])["held"]
         broken = claims.clone()
         broken[claims] = held.to(claims.device)
         return rows.replace(broken=broken)
 
-    def _release(self, rows: Rows, owners: Tensor) -> None:
-        """Keep what the leaving rows hand out and queue the next restart where none of them broke the model.
+    def _spent(self, owners: Tensor) -> Tensor:
+        """Which examples have no pass left, bool (n,)."""
+        if self.task.max_passes is None:
+            return torch.zeros(len(owners), dtype=torch.bool)
+        return self.meter.spent[:2, owners].sum(0) >= self.task.max_passes[owners]
 
-        Of several failed restarts the one with the highest loss is kept (``rows.state["loss"]``), else the last.
+    def _release(self, rows: Rows, owners: Tensor) -> None:
+        """Keep what the leaving rows hand out and queue the next try where none of them broke the model.
+
+        Of several failed tries the one with the highest loss is kept (``rows.state["loss"]``), else the last.
         """
         broken = rows.broken.cpu()
         loss = (
@@ -335,11 +356,12 @@ class _StepSearch:
         kept = owners[better]
         self.adversarial[kept] = rows.best.detach().cpu()[better].to(self.adversarial.dtype)
         self.loss[kept] = loss[better].double()
+        self.broken[owners] = broken
         self.restart[owners] += 1
-        again = owners[~broken & (self.restart[owners] < self.attack.restarts)]
+        again = owners[~broken & ~self._spent(owners) & (self.restart[owners] < self.attack.restarts)]
         self.queue.extend(again.tolist())
-        if self.on_progress and len(owners) > len(again):
-            self.on_progress(len(owners) - len(again))
+        if self.task.on_progress and len(owners) > len(again):
+            self.task.on_progress(len(owners) - len(again))
 
 
 def _split(rows: Rows, count: int) -> tuple[Rows, Rows | None]:

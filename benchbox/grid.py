@@ -376,7 +376,7 @@ class _Expansion:
             access=access,
             seed=seed if random else None,
             examples=self.grid.examples,
-            precision=self.grid.precision,
+            precision=self.grid.precision if attack and attack.plugin.mixed else "float32",  # type: ignore[attr-defined]
             batch_size=self.grid.batch_size if in_batches else None,
             prefix_seed=seed if random_prefix else None,
         )

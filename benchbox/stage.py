@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from benchbox import api, checks
-from benchbox.domain import Cell, Component, Execution, Flag
-from benchbox.engine import Batcher, Search
+from benchbox.batcher import Batcher
+from benchbox.domain import Cell, Component, Execution, Flag, Precision
+from benchbox.engine import Search
 from benchbox.errors import ContractError
 from benchbox.identity import derive_seed
+from benchbox.precision import search_copy
 from benchbox.registry import Registry
 
 
@@ -55,10 +57,21 @@ class Stage:
     flags: list[Flag] = field(default_factory=list)
     gradient_flags: dict[bool, list[Flag]] = field(default_factory=dict)  # by whether the attacker is adaptive
     searches: dict[str, Attempt] = field(default_factory=dict)  # of minimum-norm attacks, for all their eps
+    copies: dict[tuple[nn.Module, Precision], nn.Module] = field(default_factory=dict)
 
     def reseed(self, phase: str, *parts: Any) -> None:
         """Let the defense draw anew: attacker and verdict never meet the same noise, and no cell its neighbour's."""
         self.rng.manual_seed(derive_seed(phase, *parts))
+
+    def fast(self, module: nn.Module, precision: Precision) -> nn.Module:
+        """A faster copy of ``module`` for searches, or itself: a copied defense might share what it draws from."""
+        plain = module is self.undefended or type(module) is api.Protected
+        if not plain or self.stochastic:
+            return module
+        if (module, precision) not in self.copies:
+            sample = self.examples.images[: min(checks.PROBED, self.batcher.size)].to(self.execution.device)
+            self.copies[module, precision] = search_copy(module, sample, precision)
+        return self.copies[module, precision]
 
     @property
     def stochastic(self) -> bool:

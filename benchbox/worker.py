@@ -19,10 +19,11 @@ from torch import Tensor
 from benchbox import api, checks, runtime
 from benchbox.budget import allowance, check_range, distances
 from benchbox.domain import Array, Cell, Component, Cost, Execution, Flag, Job, Measurement, Outcome, Record, Threat
-from benchbox.engine import Search, search
+from benchbox.engine import Search, Task, fools, run_task
 from benchbox.errors import BenchboxError, ContractError
 from benchbox.examples import save_examples
 from benchbox.identity import derive_seed
+from benchbox.precision import lower_precision
 from benchbox.registry import Registry
 from benchbox.stage import Attempt, Stage, create, prepare, verdicts
 from benchbox.streams import RowRandom
@@ -132,21 +133,40 @@ def _search(stage: Stage, cell: Cell, attack: api.Attack, threat: Threat, index:
     adaptive = cell.access != "oblivious"
     surrogate = stage.protected.surrogate() if adaptive else stage.undefended
     stood_in = adaptive and (surrogate is not stage.protected or stage.stochastic)
+    met = surrogate.to(stage.execution.device).eval()
     target = api.AttackTarget(
-        surrogate.to(stage.execution.device).eval(), stage.dataset.num_classes,
-        rejects=adaptive and bool(stage.defense and stage.defense.detects),
-    )  # fmt: skip
+        met, stage.dataset.num_classes, adaptive and bool(stage.defense and stage.defense.detects)
+    )
     vanishing = _gradient_flags(stage, target, index, adaptive) if attack.needs == "gradients" else []
     stage.reseed("search", cell.identity())
-    found = search(
-        attack, target, api.Examples(stage.examples.images[index], _aims(stage, cell, index)), index, threat,
-        _attack_seed(cell), stage.execution.batch_size,
+    examples = api.Examples(stage.examples.images[index], _aims(stage, cell, index))
+    task = Task(
+        target, examples, index, threat, _attack_seed(cell),
         confirm=functools.partial(_confirm, stage, threat) if stood_in else None,
     )  # fmt: skip
+    found = _searched(stage, cell, attack, task)
     flags = []
     if found.halvings and (attack.batch_dependent or stage.stochastic):
         flags.append(checks.batch_halved(stage.execution.batch_size, found.batch_size))
     return Attempt(found, flags, vanishing, stood_in)
+
+
+def _searched(stage: Stage, cell: Cell, attack: api.Attack, task: Task) -> Search:
+    """What ``attack`` finds on a fast copy of its target; a polish in float32 follows a search in lower precision."""
+    original, batch_size = task.target, stage.execution.batch_size
+    fast = stage.fast(original.model, cell.precision) if attack.copies else original.model
+    if fast is original.model:
+        return run_task(attack, task, batch_size)
+    target = api.AttackTarget(fast, original.num_classes, original.rejects)
+    found = run_task(
+        attack, replace(task, target=target, exact=functools.partial(fools, original, task.threat)), batch_size
+    )
+    polish = attack.polish()
+    if polish is None or not lower_precision(fast):
+        return found
+    whole = (~found.broken).nonzero()[:, 0]
+    rest = replace(task, start=found.adversarial).part(whole)
+    return found.then(whole, run_task(polish, rest, batch_size), keep_points=True)
 
 
 def _gradient_flags(stage: Stage, target: api.AttackTarget, index: Tensor, adaptive: bool) -> list[Flag]:
@@ -306,7 +326,8 @@ def reverify(cell: Cell, record: Record, index: Array, adversarial: Array, execu
         stage = prepare(cell, execution, _registry(execution.plugins, execution.blocked))
         positions, images = torch.from_numpy(index), torch.from_numpy(adversarial)
         none = torch.zeros(len(index))
-        found = Search(images, torch.from_numpy(record.claimed[index]), none, none, none)
+        claimed = torch.from_numpy(record.claimed[index])
+        found = Search(images, claimed, claimed, none, none, none)
         fresh, _ = _verify(stage, cell, positions, found)
     differences = []
     for name in ("label", "clean_prediction", "clean_rejected", "prediction", "rejected", "success"):

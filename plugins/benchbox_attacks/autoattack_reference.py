@@ -46,6 +46,7 @@ class AutoAttackReference(BudgetAttack):
     needs = "gradients"
     stochastic = True
     batch_dependent = True
+    copies = False
 
     class Options(api.Options):
         version: Literal["standard", "plus", "rand", "custom"] = Field(

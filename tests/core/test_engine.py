@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from benchbox.api import Attack, AttackTarget, BudgetAttack, Examples, RowRandom, Rows, StepAttack, Threat, fooled
-from benchbox.engine import Batcher, Search, frozen, is_out_of_memory, search
+from benchbox.batcher import Batcher, frozen, is_out_of_memory
+from benchbox.engine import Search, search
 from benchbox.errors import ContractError
 from benchbox.testing.oracles import LinearModel
 from benchbox_attacks.fgsm import FGSM
