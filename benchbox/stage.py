@@ -56,7 +56,7 @@ class Stage:
     clean: Verdicts = field(init=False)
     flags: list[Flag] = field(default_factory=list)
     gradient_flags: dict[bool, list[Flag]] = field(default_factory=dict)  # by whether the attacker is adaptive
-    searches: dict[str, Attempt] = field(default_factory=dict)  # of minimum-norm attacks, for all their eps
+    searches: dict[str, Attempt] = field(default_factory=dict)  # of minimum-norm attacks and curves
     copies: dict[tuple[nn.Module, Precision], nn.Module] = field(default_factory=dict)
 
     def reseed(self, phase: str, *parts: Any) -> None:

@@ -116,11 +116,13 @@ def _attack_seed(cell: Cell) -> int:
 
 
 def _attack(stage: Stage, cell: Cell, index: Tensor) -> Attempt:
-    """Let the attack search from the examples at ``index``; a minimum-norm attack searches once for all its cells."""
+    """Let the attack search from the examples at ``index``; one search serves all radii of a minimum-norm attack."""
     attack: api.Attack = create(stage.registry, cell.attack)  # type: ignore[arg-type]
     threat = cell.threat
     if threat is None:
         raise ContractError("an attack needs a threat")
+    if threat.curve:
+        return _curve(stage, cell, attack, threat, index)
     if not isinstance(attack, api.MinimumNormAttack):
         return _search(stage, cell, attack, threat, index)
     cell = replace(cell, threat=replace(threat, eps=0.0))
@@ -129,7 +131,44 @@ def _attack(stage: Stage, cell: Cell, index: Tensor) -> Attempt:
     return stage.searches[cell.key]
 
 
-def _search(stage: Stage, cell: Cell, attack: api.Attack, threat: Threat, index: Tensor) -> Attempt:
+def _curve(stage: Stage, cell: Cell, attack: api.Attack, threat: Threat, index: Tensor) -> Attempt:
+    """The search at one radius of a security curve, which goes from the largest radius down.
+
+    What withstood a radius withstands the smaller ones, which lie inside it, and is not searched again. What broke is
+    searched at the next radius from where its perturbation, shortened, ends; if that was short enough already it is the
+    answer. So an example costs a whole search once, at the largest radius that it withstands.
+    """
+    if cell.key in stage.searches:
+        return stage.searches[cell.key]
+    larger = [radius for radius in threat.curve if radius > threat.eps]
+    if not larger:
+        attempt = _search(stage, cell, attack, threat, index)
+    else:
+        wider = replace(threat, eps=larger[0])
+        before = _curve(stage, replace(cell, threat=wider), attack, wider, index).found
+        attempt = _narrowed(stage, cell, attack, threat, index, before, threat.eps / wider.eps)
+    stage.searches[cell.key] = attempt
+    return attempt
+
+
+def _narrowed(
+    stage: Stage, cell: Cell, attack: api.Attack, threat: Threat, index: Tensor, before: Search, share: float
+) -> Attempt:
+    """The search at a radius that is ``share`` of the one at which ``before`` was found."""
+    images = stage.examples.images[index]
+    short = distances(images, before.adversarial)[threat.norm] <= allowance(threat, images[0].numel())
+    near = before.broken & short
+    again = (before.broken & ~near).nonzero()[:, 0]
+    start = torch.lerp(images, before.adversarial, share) if threat.norm != "l0" else images
+    attempt = _search(stage, cell, attack, threat, index[again], start[again])
+    points = torch.where(near[:, None, None, None], before.adversarial, images)
+    kept = replace(Search.nothing(points, stage.execution.batch_size), claimed=near, broken=near)
+    return replace(attempt, found=kept.then(again, attempt.found, keep_points=False))
+
+
+def _search(
+    stage: Stage, cell: Cell, attack: api.Attack, threat: Threat, index: Tensor, start: Tensor | None = None
+) -> Attempt:
     adaptive = cell.access != "oblivious"
     surrogate = stage.protected.surrogate() if adaptive else stage.undefended
     stood_in = adaptive and (surrogate is not stage.protected or stage.stochastic)
@@ -142,7 +181,8 @@ def _search(stage: Stage, cell: Cell, attack: api.Attack, threat: Threat, index:
     examples = api.Examples(stage.examples.images[index], _aims(stage, cell, index))
     task = Task(
         target, examples, index, threat, _attack_seed(cell),
-        confirm=functools.partial(_confirm, stage, threat) if stood_in else None,
+        confirm=functools.partial(_confirm, stage, threat) if stood_in else None, start=start,
+        max_passes=None if cell.max_passes is None else torch.full((len(index),), cell.max_passes),
     )  # fmt: skip
     found = _searched(stage, cell, attack, task)
     flags = []
