@@ -433,20 +433,25 @@ class Ensemble(Attack):
 
     mixed = True
 
-    @property
     @abstractmethod
-    def members(self) -> tuple[Attack, ...]:
-        """The attacks, in order; each must have all of the ensemble's ``norms``."""
+    def members(self, norm: Norm) -> tuple[Attack, ...]:
+        """The attacks, in order; each must be able to search in this one of the ensemble's ``norms``."""
 
     @property
     def passes(self) -> int | None:
-        """What an example costs that withstands every member."""
-        passes = [member.passes for member in self.members]
-        return None if None in passes else sum(number for number in passes if number is not None)
+        """What an example costs that withstands every member, in the norm where that is most."""
+        totals = [_total(self.members(norm)) for norm in self.norms]
+        known = [total for total in totals if total is not None]
+        return max(known) if len(known) == len(totals) else None
 
     def polish(self) -> StepAttack | None:
         """The first member's: its points are what a whole example keeps."""
-        return self.members[0].polish()
+        return self.members(self.norms[0])[0].polish()
+
+
+def _total(members: Iterable[Attack]) -> int | None:
+    passes = [member.passes for member in members]
+    return None if None in passes else sum(number for number in passes if number is not None)
 
 
 # ------------------------------------------------------------------------------------------------ the rest

@@ -7,13 +7,14 @@ passes that its own rows took, and none of them is in vain: the next try starts 
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchbox.api import (
     Attack,
@@ -30,9 +31,10 @@ from benchbox.batcher import Batcher, device_of, frozen
 from benchbox.domain import Threat
 from benchbox.errors import ContractError
 from benchbox.identity import derive_seed
+from benchbox.precision import lower_precision
 from benchbox.streams import RowRandom
 
-__all__ = ["Confirm", "Progress", "Search", "Task", "fools", "run_task", "search"]
+__all__ = ["Confirm", "Progress", "Search", "Task", "run_task", "search", "search_on_copy"]
 
 Confirm = Callable[[Tensor, Tensor], Tensor]
 """``confirm(x_adv, y)`` -> bool (n,): whether the input really fools the protected model, in float32."""
@@ -134,7 +136,30 @@ def search(
     )
 
 
-def fools(target: AttackTarget, threat: Threat, images: Tensor, aims: Tensor) -> Tensor:
+def search_on_copy(attack: Attack, task: Task, copy: nn.Module, batch_size: int) -> Search:
+    """Run ``attack`` on ``copy``, a faster copy of the module that ``task`` is about (or that module itself).
+
+    A claim counts when the original holds it up. What is still whole after a search in lower precision gets the
+    attack's short polish on the original, from the best points found.
+    """
+    original = task.target
+    if copy is original.model:
+        return run_task(attack, task, batch_size)
+    target = AttackTarget(copy, original.num_classes, original.rejects)
+    exact = functools.partial(_fools, original, task.threat)
+    found = run_task(attack, replace(task, target=target, exact=exact), batch_size)
+    polish = attack.polish()
+    if polish is None or not lower_precision(copy):
+        return found
+    whole = (~found.broken).nonzero()[:, 0]
+    left = None if task.max_passes is None else (task.max_passes - found.spent).clamp_min(0)
+    if left is not None:
+        whole = whole[left[whole] > 0]
+    rest = replace(task, start=found.adversarial, max_passes=left).part(whole)
+    return found.then(whole, run_task(polish, rest, batch_size), keep_points=True)
+
+
+def _fools(target: AttackTarget, threat: Threat, images: Tensor, aims: Tensor) -> Tensor:
     """Whether ``images`` fool ``target``, bool (n,)."""
     return fooled(target.logits(images, aims, threat.targeted), aims, threat)
 
@@ -163,7 +188,7 @@ def _one_after_another(ensemble: Ensemble, task: Task, batch_size: int) -> Searc
     """Each member on what withstood those before; the point of the first member is what a whole example keeps."""
     found = Search.nothing(task.examples.images, batch_size)
     breaks: dict[str, int] = {}
-    for number, member in enumerate(ensemble.members):
+    for number, member in enumerate(ensemble.members(task.threat.norm)):
         if isinstance(member, MinimumNormAttack) and not isinstance(member, StepAttack):
             raise ContractError(
                 f"{ensemble.name}: member {member.name!r} looks for minimum norms and knows no budget; run it by itself"

@@ -19,11 +19,10 @@ from torch import Tensor
 from benchbox import api, checks, runtime
 from benchbox.budget import allowance, check_range, distances
 from benchbox.domain import Array, Cell, Component, Cost, Execution, Flag, Job, Measurement, Outcome, Record, Threat
-from benchbox.engine import Search, Task, fools, run_task
+from benchbox.engine import Search, Task, search_on_copy
 from benchbox.errors import BenchboxError, ContractError
 from benchbox.examples import save_examples
 from benchbox.identity import derive_seed
-from benchbox.precision import lower_precision
 from benchbox.registry import Registry
 from benchbox.stage import Attempt, Stage, create, prepare, verdicts
 from benchbox.streams import RowRandom
@@ -184,29 +183,12 @@ def _search(
         confirm=functools.partial(_confirm, stage, threat) if stood_in else None, start=start,
         max_passes=None if cell.max_passes is None else torch.full((len(index),), cell.max_passes),
     )  # fmt: skip
-    found = _searched(stage, cell, attack, task)
+    copy = stage.fast(met, cell.precision) if attack.copies else met
+    found = search_on_copy(attack, task, copy, stage.execution.batch_size)
     flags = []
     if found.halvings and (attack.batch_dependent or stage.stochastic):
         flags.append(checks.batch_halved(stage.execution.batch_size, found.batch_size))
     return Attempt(found, flags, vanishing, stood_in)
-
-
-def _searched(stage: Stage, cell: Cell, attack: api.Attack, task: Task) -> Search:
-    """What ``attack`` finds on a fast copy of its target; a polish in float32 follows a search in lower precision."""
-    original, batch_size = task.target, stage.execution.batch_size
-    fast = stage.fast(original.model, cell.precision) if attack.copies else original.model
-    if fast is original.model:
-        return run_task(attack, task, batch_size)
-    target = api.AttackTarget(fast, original.num_classes, original.rejects)
-    found = run_task(
-        attack, replace(task, target=target, exact=functools.partial(fools, original, task.threat)), batch_size
-    )
-    polish = attack.polish()
-    if polish is None or not lower_precision(fast):
-        return found
-    whole = (~found.broken).nonzero()[:, 0]
-    rest = replace(task, start=found.adversarial).part(whole)
-    return found.then(whole, run_task(polish, rest, batch_size), keep_points=True)
 
 
 def _gradient_flags(stage: Stage, target: api.AttackTarget, index: Tensor, adaptive: bool) -> list[Flag]:

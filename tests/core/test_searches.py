@@ -20,6 +20,7 @@ from benchbox.api import (
     StepAttack,
     Threat,
 )  # fmt: skip
+from benchbox.domain import Norm
 from benchbox.engine import Search, Task, run_task
 from benchbox.errors import ContractError
 from benchbox.testing.oracles import LinearModel
@@ -74,13 +75,12 @@ class Both(Ensemble):
     name = "both"
     norms = ("linf",)
 
-    def __init__(self, *members: Attack) -> None:
+    def __init__(self, *attacks: Attack) -> None:
         super().__init__(self.Options())
-        self._members = members
+        self.attacks = attacks
 
-    @property
-    def members(self) -> tuple[Attack, ...]:
-        return self._members
+    def members(self, norm: Norm) -> tuple[Attack, ...]:
+        return self.attacks
 
 
 def marks(result: Search) -> Tensor:

@@ -1,0 +1,57 @@
+"""AutoAttack on benchbox's engine."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from benchbox import api
+from benchbox.api import Attack, Ensemble
+from benchbox.domain import Norm
+from benchbox_attacks.apgd import APGD
+from benchbox_attacks.fab import FAB
+from benchbox_attacks.square import Square
+
+EOT_SAMPLES = 20  # passes over which "rand" averages
+
+
+class AutoAttack(Ensemble):
+    """The ensemble of Croce & Hein (ICML 2020, "Reliable evaluation of adversarial robustness with an ensemble of
+    diverse parameter-free attacks", §5; for L1, ICML 2021, "Mind the box", §5), each member on what withstood those
+    before it.
+
+    "standard": APGD on the cross entropy, APGD on the targeted DLR loss, targeted FAB, Square. "plus": five tries of
+    APGD and of untargeted FAB as well, and APGD on the untargeted DLR loss. "rand", for defenses that answer at random:
+    APGD on both losses, each gradient averaged over 20 passes. In L1, where one try of APGD-CE is weak, it has five,
+    and the targeted loss aims at five classes instead of nine.
+
+    ``autoattack-reference`` is the official package. Here an example's result depends on nothing but itself.
+    """
+
+    name = "autoattack"
+    norms = ("linf", "l2", "l1")
+    needs = "gradients"
+    stochastic = True
+    targeted = True
+    rejection_aware = True
+
+    class Options(api.Options):
+        version: Literal["standard", "plus", "rand"] = Field("standard", description="which ensemble; see above")
+
+    options: Options
+
+    def members(self, norm: Norm) -> tuple[Attack, ...]:
+        """See :meth:`benchbox.api.Ensemble.members`."""
+        if self.options.version == "rand":
+            return _apgd(loss="ce", eot_samples=EOT_SAMPLES), _apgd(loss="dlr", eot_samples=EOT_SAMPLES)
+        targets = 5 if norm == "l1" else 9
+        aimed, boundary, square = _apgd(loss="dlr-targeted", targets=targets), FAB(FAB.Options()), Square(Square.Options())
+        if self.options.version == "standard":
+            return _apgd(loss="ce", restarts=5 if norm == "l1" else 1), aimed, boundary, square
+        untargeted = FAB(FAB.Options(targets=None, restarts=5))
+        return _apgd(loss="ce", restarts=5), _apgd(loss="dlr", restarts=5), untargeted, square, aimed, boundary
+
+
+def _apgd(**options: object) -> APGD:
+    return APGD(APGD.Options.model_validate(options))
