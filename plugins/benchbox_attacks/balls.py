@@ -9,6 +9,7 @@ from torch import Tensor
 
 from benchbox.api import ContractError, RowRandom
 from benchbox.domain import Norm
+from benchbox_attacks.l1_ball import project_l1, sparse_steepest
 
 
 def flat_norm(delta: Tensor) -> Tensor:
@@ -24,18 +25,25 @@ def steepest(gradient: Tensor, norm: Norm) -> Tensor:
         return gradient.sign()
     if norm == "l2":
         return gradient / flat_norm(gradient)
-    raise ContractError(f"no steepest step is defined for norm {norm!r}: use linf or l2")
+    if norm == "l1":
+        return sparse_steepest(gradient, torch.ones(len(gradient), dtype=torch.int64, device=gradient.device))
+    raise ContractError(f"no steepest step is defined for norm {norm!r}: use linf, l2 or l1")
 
 
 def project(moved: Tensor, x: Tensor, norm: Norm, eps: float) -> Tensor:
-    """``moved`` brought into the ball around ``x`` and then into [0, 1]; the second never leaves the ball."""
+    """``moved`` brought into the ball around ``x`` and then into [0, 1]; the second never leaves the ball.
+
+    In L1 it is the nearest point of both, which it is not in L2.
+    """
     if norm == "linf":
         inside = torch.clamp(moved, x - eps, x + eps)
     elif norm == "l2":
         delta = moved - x
         inside = x + delta * (eps / flat_norm(delta)).clamp_max(1.0)
+    elif norm == "l1":
+        return project_l1(moved, x, eps)
     else:
-        raise ContractError(f"no projection is defined for norm {norm!r}: use linf or l2")
+        raise ContractError(f"no projection is defined for norm {norm!r}: use linf, l2 or l1")
     return inside.clamp(0.0, 1.0)
 
 
