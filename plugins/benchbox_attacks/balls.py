@@ -15,7 +15,7 @@ from benchbox_attacks.l1_ball import project_l1, sparse_steepest
 def flat_norm(delta: Tensor) -> Tensor:
     """Euclidean norm of each row, (n, 1, 1, 1), at least the smallest normal number; tiny entries do not underflow."""
     tiny = torch.finfo(delta.dtype).tiny
-    largest = delta.abs().flatten(1).amax(1).clamp_min(tiny)[:, None, None, None]
+    largest = torch.linalg.vector_norm(delta, math.inf, dim=(1, 2, 3), keepdim=True).clamp_min(tiny)
     return (torch.linalg.vector_norm(delta / largest, dim=(1, 2, 3), keepdim=True) * largest).clamp_min(tiny)
 
 
@@ -35,16 +35,16 @@ def project(moved: Tensor, x: Tensor, norm: Norm, eps: float) -> Tensor:
 
     In L1 it is the nearest point of both, which it is not in L2.
     """
-    if norm == "linf":
-        inside = torch.clamp(moved, x - eps, x + eps)
-    elif norm == "l2":
-        delta = moved - x
-        inside = x + delta * (eps / flat_norm(delta)).clamp_max(1.0)
-    elif norm == "l1":
+    if norm == "l1":
         return project_l1(moved, x, eps)
+    delta = moved - x  # the rest works in this one piece of memory: getting more of it costs as much as the arithmetic
+    if norm == "linf":
+        delta.clamp_(-eps, eps)
+    elif norm == "l2":
+        delta.mul_((eps / flat_norm(delta)).clamp_max_(1.0))
     else:
         raise ContractError(f"no projection is defined for norm {norm!r}: use linf, l2 or l1")
-    return inside.clamp(0.0, 1.0)
+    return delta.add_(x).clamp_(0.0, 1.0)
 
 
 def uniform_in_ball(x: Tensor, norm: Norm, eps: float, rng: RowRandom) -> Tensor:
