@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal, Self
 
 import torch
@@ -10,20 +11,21 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from benchbox import api
-from benchbox.api import AttackTarget, RowRandom, Rows, StepAttack, adversarial_loss, fooled
+from benchbox.api import AttackTarget, RowRandom, Rows, StepAttack, adversarial_loss
 from benchbox.domain import Threat
-from benchbox_attacks.balls import project, steepest, uniform_in_ball
+from benchbox_attacks import apgd_l1, apgd_steps
+from benchbox_attacks.balls import uniform_in_ball
+from benchbox_attacks.evaluation import choose, evaluate
 from benchbox_attacks.losses import dlr, runner_up, targeted_dlr
-
-MOMENTUM = 0.75  # α of eq. 2: the share of the new direction; the rest is the last move
-RISES = 0.75  # ρ of condition 1: the share of steps that must raise the loss
+from benchbox_attacks.pgd import PGD, small_steps
 
 
 class APGD(StepAttack):
     """Gradient steps with momentum whose size starts at 2 eps and is halved, for each row by itself, at checkpoints
     where the loss rose too seldom or its maximum stands still; the row then goes on from its best point (Croce &
     Hein, ICML 2020, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free
-    attacks", Alg. 1).
+    attacks", Alg. 1). In L1 the steps are sparse, and a try comes from larger balls (Croce & Hein, ICML 2021, "Mind the
+    box: l1-APGD for sparse adversarial attacks on image classifiers").
 
     A row evaluates its random start and each of the ``steps`` points that follow: it leaves at the first one that
     fools the model, and otherwise hands out the one of highest loss. With the loss "dlr-targeted" each try first
@@ -35,7 +37,7 @@ class APGD(StepAttack):
     """
 
     name = "apgd"
-    norms = ("linf", "l2")
+    norms = ("linf", "l2", "l1")
     needs = "gradients"
     stochastic = True
     targeted = True
@@ -48,6 +50,7 @@ class APGD(StepAttack):
             "ce",
             description="cross entropy, or the difference of logits ratio, untargeted or at one class after another",
         )
+        eot_samples: int = Field(1, ge=1, description="passes that each gradient is the mean of, for random defenses")
         targets: int = Field(
             9, ge=1, description="with dlr-targeted: how many of the likeliest wrong classes to aim at"
         )
@@ -66,8 +69,8 @@ class APGD(StepAttack):
 
     @property
     def passes(self) -> int:
-        """A forward and a backward pass at each point of each try."""
-        return 3 * self.restarts * (self.options.steps + 1 + self._looks)
+        """A forward and a backward pass at each point of each try, for each sample."""
+        return 3 * self.options.eot_samples * self.restarts * (self.options.steps + 1 + self._looks)
 
     @property
     def _looks(self) -> int:
@@ -76,54 +79,60 @@ class APGD(StepAttack):
 
     def start(self, x: Float[Tensor, "n c h w"], y: Int[Tensor, " n"], threat: Threat, rng: RowRandom) -> Rows:
         """See :meth:`benchbox.api.StepAttack.start`."""
-        begin = (x + uniform_in_ball(x, threat.norm, threat.eps, rng)).clamp(0.0, 1.0)
-        row = x.new_zeros(len(x))
+        if threat.norm == "l1":
+            begin = apgd_l1.first_point(x, threat.eps, rng)
+            state = apgd_l1.begin(begin, x, threat.eps)
+        else:
+            begin = (x + uniform_in_ball(x, threat.norm, threat.eps, rng)).clamp_(0.0, 1.0)
+            state = apgd_steps.begin(x, y, threat.eps)
         return Rows.begin(
             x, y, rng,
             point=x if self._looks else begin,  # to be evaluated next
             previous=begin,  # the point before it; for a row that looks at its clean input, the one after it
             gradient=torch.zeros_like(x),  # at the best point
-            loss=row - torch.inf,  # of the best point
-            last=row + torch.inf,  # loss of the point before: the first one is no rise
-            size=row + 2 * threat.eps,
-            rises=torch.zeros_like(y),  # since the last checkpoint
-            halved=torch.ones_like(y, dtype=torch.bool),  # at the last checkpoint
-            marked=row - torch.inf,  # loss of the best point at the last checkpoint
+            loss=x.new_full((len(x),), -torch.inf),  # of the best point
             target=y,
+            **state,
         )  # fmt: skip
+
+    def begin_at(self, rows: Rows, points: Float[Tensor, "n c h w"]) -> Rows:
+        """See :meth:`benchbox.api.StepAttack.begin_at`. A row that looks at its clean input does that first."""
+        state = rows.state | {"previous": points} | ({} if self._looks else {"point": points})
+        if "count" in state:
+            state |= apgd_l1.sparsity(points, rows.x)
+        return rows.replace(state=state)
+
+    def polish(self) -> PGD:
+        """See :meth:`benchbox.api.StepAttack.polish`."""
+        return small_steps("ce" if self.options.loss == "ce" else "margin", self.options.eot_samples)
 
     def step(self, model: AttackTarget, rows: Rows, threat: Threat) -> Rows:
         """Evaluate the current points and move on from them."""
         at = rows.step - self._looks  # k of Alg. 1, -1 where the clean input is looked at
         looking = at < 0
-        point = rows.state["point"].detach().requires_grad_()
-        logits = model.logits(point, rows.y, threat.targeted)
-        target = self._target(logits.detach(), rows, looking)
-        losses = self._loss(logits, rows.y, target, threat)
-        (gradient,) = torch.autograd.grad(losses.sum(), point)
-        point, loss, broken = point.detach(), losses.detach(), fooled(logits.detach(), rows.y, threat)
+        seen = evaluate(model, rows, threat, partial(self._loss, rows=rows, threat=threat), self.options.eot_samples)
+        broken = seen.broken
+        if threat.norm == "l1":
+            broken = broken & (looking | apgd_l1.last_stage(at, self.options.steps))
 
-        better = broken | (at <= 0) | (loss > rows.state["loss"])
-        best = _where(better, point, rows.best)
+        better = broken | (rows.state["loss"] == -torch.inf) | (seen.loss > rows.state["loss"])
+        loss = torch.where(better, seen.loss, rows.state["loss"])
         state = rows.state | {
-            "target": target,
-            "gradient": _where(better, gradient, rows.state["gradient"]),
-            "loss": torch.where(looking, -torch.inf, torch.where(better, loss, rows.state["loss"])),
-            "last": torch.where(looking, torch.inf, loss),
-            "rises": rows.state["rises"] + (loss > rows.state["last"]),
+            "gradient": choose(better, seen.gradient, rows.state["gradient"]),
+            "loss": torch.where(looking, -torch.inf, loss),
         }
-        halve, state = self._checkpoint(state, at)
-        origin = _where(halve, best, point)
-        direction = steepest(_where(halve, state["gradient"], gradient), threat.norm)
-        moved = _move(rows, state["size"], origin, direction, at, threat)
-        state["point"] = _where(looking, rows.state["previous"], moved)
-        state["previous"] = _where(looking, rows.state["previous"], origin)
-        done = (at >= self.options.steps) | (looking & self._beyond(rows, logits.shape[1]))
-        return rows.replace(best=best, broken=broken, done=done, step=rows.step + 1, state=state)
+        done = at >= self.options.steps
+        if self._looks:
+            done = done | (looking & self._beyond(rows, seen.logits.shape[1]))
+            state["target"] = self._target(seen.logits, rows, looking)
+        rows = rows.replace(best=choose(better, seen.point, rows.best), broken=broken, done=done, state=state)
+        advance = apgd_l1.advance if threat.norm == "l1" else apgd_steps.advance
+        state = advance(rows, seen, at, threat, self.options.steps)
+        if self._looks:
+            state |= {name: choose(looking, rows.state["previous"], state[name]) for name in ("point", "previous")}
+        return rows.replace(step=rows.step + 1, state=state)
 
     def _target(self, logits: Tensor, rows: Rows, looking: Tensor) -> Tensor:
-        if not self._looks:
-            return rows.state["target"]
         return torch.where(looking, runner_up(logits, rows.y, self._rank(rows)), rows.state["target"])
 
     def _rank(self, rows: Rows) -> Tensor:
@@ -133,53 +142,9 @@ class APGD(StepAttack):
         """Whether there is no such wrong class."""
         return self._rank(rows) > classes - 2
 
-    def _loss(self, logits: Tensor, y: Tensor, target: Tensor, threat: Threat) -> Tensor:
+    def _loss(self, logits: Tensor, rows: Rows, threat: Threat) -> Tensor:
         if self.options.loss == "ce":
-            return adversarial_loss(logits, y, threat, "ce")
+            return adversarial_loss(logits, rows.y, threat, "ce")
         if self.options.loss == "dlr" or threat.targeted:
-            return dlr(logits, y, threat)
-        return targeted_dlr(logits, y, target)
-
-    def _checkpoint(self, state: dict[str, Tensor], at: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Which rows halve their step size after evaluation ``at``, and the state with the checkpoints' books."""
-        spans = torch.tensor(checkpoint_spans(self.options.steps), device=at.device)[at.clamp_min(0)]
-        checked = (at >= 0) & (spans >= 0)
-        seldom = state["rises"] < RISES * spans
-        stuck = ~state["halved"] & (state["loss"] == state["marked"])
-        halve = checked & (seldom | stuck)
-        return halve, state | {
-            "size": torch.where(halve, state["size"] / 2, state["size"]),
-            "rises": torch.where(checked, 0, state["rises"]),
-            "halved": torch.where(checked, halve, state["halved"]),
-            "marked": torch.where(checked, state["loss"], state["marked"]),
-        }
-
-
-def checkpoint_spans(steps: int) -> list[int]:
-    """For each evaluation 0 … ``steps``: if it is a checkpoint, the steps since the one before, else -1.
-
-    Checkpoints are at ceil(p_j * steps) with p_0 = 0, p_1 = 0.22, p_{j+1} = p_j + max(p_j - p_{j-1} - 0.03, 0.06)
-    (§3.2), reckoned in whole hundredths.
-    """
-    spans = [0] + [-1] * steps
-    hundredths, stride, last = 22, 22, 0
-    while hundredths <= 100:
-        mark = -(-hundredths * steps // 100)
-        if mark > last:
-            spans[mark], last = mark - last, mark
-        stride = max(stride - 3, 6)
-        hundredths += stride
-    return spans
-
-
-def _move(rows: Rows, size: Tensor, origin: Tensor, direction: Tensor, at: Tensor, threat: Threat) -> Tensor:
-    """Eq. 2: a projected step, of which the momentum keeps a part; the first step has nothing to remember."""
-    stepped = project(origin + size[:, None, None, None] * direction, rows.x, threat.norm, threat.eps)
-    share = torch.where(at > 0, MOMENTUM, 1.0).to(origin.dtype)[:, None, None, None]
-    remembered = (1 - share) * (origin - rows.state["previous"])
-    return project(origin + share * (stepped - origin) + remembered, rows.x, threat.norm, threat.eps)
-
-
-def _where(condition: Tensor, one: Tensor, other: Tensor) -> Tensor:
-    """Images of ``one`` where the row's ``condition`` holds, else of ``other``."""
-    return torch.where(condition[:, None, None, None], one, other)
+            return dlr(logits, rows.y, threat)
+        return targeted_dlr(logits, rows.y, rows.state["target"])

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from benchbox.api import ContractError, RowRandom
 from benchbox.domain import Norm
+from benchbox_attacks.l1_ball import project_l1, sparse_steepest
 
 
 def flat_norm(delta: Tensor) -> Tensor:
     """Euclidean norm of each row, (n, 1, 1, 1), at least the smallest normal number; tiny entries do not underflow."""
     tiny = torch.finfo(delta.dtype).tiny
-    largest = delta.abs().flatten(1).amax(1).clamp_min(tiny)[:, None, None, None]
+    largest = torch.linalg.vector_norm(delta, math.inf, dim=(1, 2, 3), keepdim=True).clamp_min(tiny)
     return (torch.linalg.vector_norm(delta / largest, dim=(1, 2, 3), keepdim=True) * largest).clamp_min(tiny)
 
 
@@ -24,19 +25,26 @@ def steepest(gradient: Tensor, norm: Norm) -> Tensor:
         return gradient.sign()
     if norm == "l2":
         return gradient / flat_norm(gradient)
-    raise ContractError(f"no steepest step is defined for norm {norm!r}: use linf or l2")
+    if norm == "l1":
+        return sparse_steepest(gradient, torch.ones(len(gradient), dtype=torch.int64, device=gradient.device))
+    raise ContractError(f"no steepest step is defined for norm {norm!r}: use linf, l2 or l1")
 
 
 def project(moved: Tensor, x: Tensor, norm: Norm, eps: float) -> Tensor:
-    """``moved`` brought into the ball around ``x`` and then into [0, 1]; the second never leaves the ball."""
+    """``moved`` brought into the ball around ``x`` and then into [0, 1]; the second never leaves the ball.
+
+    In L1 it is the nearest point of both, which it is not in L2.
+    """
+    if norm == "l1":
+        return project_l1(moved, x, eps)
+    delta = moved - x  # the rest works in this one piece of memory: getting more of it costs as much as the arithmetic
     if norm == "linf":
-        inside = torch.clamp(moved, x - eps, x + eps)
+        delta.clamp_(-eps, eps)
     elif norm == "l2":
-        delta = moved - x
-        inside = x + delta * (eps / flat_norm(delta)).clamp_max(1.0)
+        delta.mul_((eps / flat_norm(delta)).clamp_max_(1.0))
     else:
-        raise ContractError(f"no projection is defined for norm {norm!r}: use linf or l2")
-    return inside.clamp(0.0, 1.0)
+        raise ContractError(f"no projection is defined for norm {norm!r}: use linf, l2 or l1")
+    return delta.add_(x).clamp_(0.0, 1.0)
 
 
 def uniform_in_ball(x: Tensor, norm: Norm, eps: float, rng: RowRandom) -> Tensor:

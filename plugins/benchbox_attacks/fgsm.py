@@ -9,14 +9,16 @@ from torch import Tensor
 from benchbox.api import AttackTarget, BudgetAttack, RowRandom, adversarial_loss
 from benchbox.domain import Threat
 from benchbox_attacks.balls import project, steepest
+from benchbox_attacks.l1_ball import linear_maximum
 
 
 class FGSM(BudgetAttack):
     """One step along the sign of the gradient of the cross entropy (Goodfellow, Shlens, Szegedy, ICLR 2015, §4); in
-    L2 along the normalised gradient (Miyato et al., ICLR 2016). One forward and one backward pass."""
+    L2 along the normalised gradient (Miyato et al., ICLR 2016); in L1 to the point that would be the worst if the
+    model were linear. One forward and one backward pass."""
 
     name = "fgsm"
-    norms = ("linf", "l2")
+    norms = ("linf", "l2", "l1")
     needs = "gradients"
     targeted = True
     rejection_aware = True
@@ -29,4 +31,6 @@ class FGSM(BudgetAttack):
         point = x.detach().clone().requires_grad_()
         loss = adversarial_loss(model.logits(point, y, threat.targeted), y, threat).sum()
         (gradient,) = torch.autograd.grad(loss, point)
+        if threat.norm == "l1":
+            return linear_maximum(gradient, x, threat.eps)
         return project(x + threat.eps * steepest(gradient, threat.norm), x, threat.norm, threat.eps)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
 from benchbox import api
-from benchbox.api import AttackTarget, RowRandom, Rows, StepAttack, adversarial_loss, fooled
+from benchbox.api import AttackTarget, RowRandom, Rows, StepAttack, adversarial_loss
 from benchbox.domain import Threat
 from benchbox_attacks.balls import project, steepest
+from benchbox_attacks.evaluation import choose, evaluate
 from benchbox_attacks.nearest import length, per_row
 
 
@@ -45,26 +48,26 @@ class MIFGSM(StepAttack):
         """See :meth:`benchbox.api.StepAttack.start`."""
         return Rows.begin(x, y, rng, point=x, momentum=torch.zeros_like(x), loss=x.new_full((len(x),), -torch.inf))
 
+    def begin_at(self, rows: Rows, points: Float[Tensor, "n c h w"]) -> Rows:
+        """See :meth:`benchbox.api.StepAttack.begin_at`."""
+        return rows.replace(state=rows.state | {"point": points})
+
     def step(self, model: AttackTarget, rows: Rows, threat: Threat) -> Rows:
         """Evaluate the current points and move on from them."""
-        point = rows.state["point"].detach().requires_grad_()
-        logits = model.logits(point, rows.y, threat.targeted)
-        loss = adversarial_loss(logits, rows.y, threat)
-        (gradient,) = torch.autograd.grad(loss.sum(), point)
-        point, loss, broken = point.detach(), loss.detach(), fooled(logits.detach(), rows.y, threat)
-
-        better = broken | (rows.step == 0) | (loss > rows.state["loss"])
-        size = per_row(length(gradient, "l1").clamp_min(torch.finfo(gradient.dtype).tiny))
-        momentum = self.options.decay * rows.state["momentum"] + gradient / size
-        moved = point + threat.eps / self.options.steps * steepest(momentum, threat.norm)
+        seen = evaluate(model, rows, threat, partial(adversarial_loss, y=rows.y, threat=threat))
+        better = seen.broken | (rows.step == 0) | (seen.loss > rows.state["loss"])
+        size = per_row(length(seen.gradient, "l1").clamp_min(torch.finfo(seen.gradient.dtype).tiny))
+        momentum = (self.options.decay * rows.state["momentum"]).add_(seen.gradient / size)
+        direction = steepest(momentum, threat.norm)
+        moved = torch.add(seen.point, direction, alpha=threat.eps / self.options.steps)
         return rows.replace(
-            best=torch.where(per_row(better), point, rows.best),
-            broken=broken,
+            best=choose(better, seen.point, rows.best),
+            broken=seen.broken,
             done=rows.step >= self.options.steps,
             step=rows.step + 1,
             state={
                 "point": project(moved, rows.x, threat.norm, threat.eps),
                 "momentum": momentum,
-                "loss": torch.where(better, loss, rows.state["loss"]),
+                "loss": torch.where(better, seen.loss, rows.state["loss"]),
             },
         )

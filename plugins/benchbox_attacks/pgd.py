@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal, Self
 
 import torch
@@ -10,21 +11,24 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from benchbox import api
-from benchbox.api import AttackTarget, RowRandom, Rows, StepAttack, adversarial_loss, fooled
+from benchbox.api import AttackTarget, RowRandom, Rows, StepAttack, adversarial_loss
 from benchbox.domain import Threat
 from benchbox_attacks.balls import project, steepest, uniform_in_ball
+from benchbox_attacks.evaluation import Evaluation, choose, evaluate
+from benchbox_attacks.l1_ball import sparse_steepest, unblocked
 
 
 class PGD(StepAttack):
     """Steps along the sign (L2: the direction) of the loss gradient, each projected back into the ball and the image
-    range (Madry et al., ICLR 2018, §2.1).
+    range (Madry et al., ICLR 2018, §2.1). In L1 along the signs of the largest entries alone (Tramèr & Boneh, NeurIPS
+    2019, "Adversarial training and robustness for multiple perturbations", §2: SLIDE).
 
     A row evaluates the starting point and each of the ``steps`` points that follow: it leaves at the first one that
     fools the model, and otherwise hands out the one of highest loss.
     """
 
     name = "pgd"
-    norms = ("linf", "l2")
+    norms = ("linf", "l2", "l1")
     needs = "gradients"
     targeted = True
     rejection_aware = True
@@ -36,6 +40,9 @@ class PGD(StepAttack):
         restarts: int = Field(1, ge=1, description="tries per example; one success is enough")
         random_start: bool = Field(True, description="start at a random point of the ball instead of the input")
         loss: Literal["ce", "margin"] = Field("ce", description="cross entropy, or the margin of the best wrong class")
+
+        sparsity: float = Field(0.05, gt=0, le=1, description="in l1: the share of the values that a step changes")
+        eot_samples: int = Field(1, ge=1, description="passes that each gradient is the mean of, for random defenses")
 
         @model_validator(mode="after")
         def _restarts_differ(self) -> Self:
@@ -55,8 +62,8 @@ class PGD(StepAttack):
 
     @property
     def passes(self) -> int:
-        """A forward and a backward pass at each point of each restart."""
-        return 3 * self.options.restarts * (self.options.steps + 1)
+        """A forward and a backward pass at each point of each restart, for each sample."""
+        return 3 * self.options.eot_samples * self.options.restarts * (self.options.steps + 1)
 
     def start(self, x: Float[Tensor, "n c h w"], y: Int[Tensor, " n"], threat: Threat, rng: RowRandom) -> Rows:
         """See :meth:`benchbox.api.StepAttack.start`."""
@@ -65,27 +72,43 @@ class PGD(StepAttack):
             point = (x + uniform_in_ball(x, threat.norm, threat.eps, rng)).clamp(0.0, 1.0)
         return Rows.begin(x, y, rng, point=point, loss=x.new_full((len(x),), -torch.inf))
 
+    def begin_at(self, rows: Rows, points: Float[Tensor, "n c h w"]) -> Rows:
+        """See :meth:`benchbox.api.StepAttack.begin_at`."""
+        return rows.replace(state=rows.state | {"point": points})
+
+    def polish(self) -> PGD:
+        """See :meth:`benchbox.api.StepAttack.polish`."""
+        return small_steps(self.options.loss, self.options.eot_samples)
+
     def step(self, model: AttackTarget, rows: Rows, threat: Threat) -> Rows:
         """Evaluate the current points and move on from them."""
-        point = rows.state["point"].detach().requires_grad_()
-        logits = model.logits(point, rows.y, threat.targeted)
-        loss = adversarial_loss(logits, rows.y, threat, self.options.loss)
-        (gradient,) = torch.autograd.grad(loss.sum(), point)
-        point, loss, broken = point.detach(), loss.detach(), fooled(logits.detach(), rows.y, threat)
-
-        better = broken | (rows.step == 0) | (loss > rows.state["loss"])
-        moved = point + self._step_size(threat.eps) * steepest(gradient, threat.norm)
+        loss = partial(adversarial_loss, y=rows.y, threat=threat, kind=self.options.loss)
+        seen = evaluate(model, rows, threat, loss, self.options.eot_samples)
+        better = seen.broken | (rows.step == 0) | (seen.loss > rows.state["loss"])
+        moved = torch.add(seen.point, self._direction(seen, threat), alpha=self._step_size(threat.eps))
         return rows.replace(
-            best=torch.where(better[:, None, None, None], point, rows.best),
-            broken=broken,
+            best=choose(better, seen.point, rows.best),
+            broken=seen.broken,
             done=rows.step >= self.options.steps,
             step=rows.step + 1,
             state={
                 "point": project(moved, rows.x, threat.norm, threat.eps),
-                "loss": torch.where(better, loss, rows.state["loss"]),
+                "loss": torch.where(better, seen.loss, rows.state["loss"]),
             },
         )
+
+    def _direction(self, seen: Evaluation, threat: Threat) -> Tensor:
+        if threat.norm != "l1":
+            return steepest(seen.gradient, threat.norm)
+        count = max(1, round(self.options.sparsity * seen.point[0].numel()))
+        counts = torch.full((len(seen.point),), count, device=seen.point.device)
+        return sparse_steepest(unblocked(seen.gradient, seen.point), counts)
 
     def _step_size(self, eps: float) -> float:
         options = self.options
         return options.step_size or options.relative_step * eps / options.steps
+
+
+def small_steps(loss: Literal["ce", "margin"], eot_samples: int) -> PGD:
+    """A short search around the points that it begins at: ten steps of a twentieth of the budget."""
+    return PGD(PGD.Options(steps=10, relative_step=0.5, random_start=False, loss=loss, eot_samples=eot_samples))

@@ -9,13 +9,18 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from benchbox.api import AttackTarget, Examples, RejectLogit, RowRandom
+from benchbox.api import AttackTarget, Examples, RejectLogit, RowRandom, Rows, StepAttack
+from benchbox.budget import allowance, distances
 from benchbox.domain import Norm, Threat
 from benchbox.engine import Search, search
 from benchbox.registry import Registry
 from benchbox.testing.oracles import LinearModel
-from benchbox_attacks.apgd import APGD, checkpoint_spans
+from benchbox_attacks.apgd import APGD
+from benchbox_attacks.apgd_l1 import stage_starts
+from benchbox_attacks.apgd_steps import checkpoint_spans
+from benchbox_attacks.evaluation import evaluate
 from benchbox_attacks.losses import dlr, runner_up, targeted_dlr
+from benchbox_attacks.mi_fgsm import MIFGSM
 from benchbox_attacks.pgd import PGD
 
 LOSSES = ["ce", "dlr", "dlr-targeted"]
@@ -54,33 +59,47 @@ def shipped():
 # ------------------------------------------------------------------------------------------------ closed forms
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 @pytest.mark.parametrize(
     ("loss", "classes"), [("ce", 2), ("dlr", 2), ("dlr-targeted", 2), ("dlr-targeted", 3), ("dlr-targeted", 4)]
 )
 def test_inputs_fall_exactly_at_their_distance(loss: str, classes: int, norm: Norm) -> None:
     """With more than two classes only the targeted loss is sure to head for the nearest one, too."""
     model, examples = linear(classes)
-    distances = model.distance(examples.images, examples.labels, norm)
+    exact = model.distance(examples.images, examples.labels, norm)
     attack = apgd(loss=loss, steps=50)
 
     def broken(factor: float) -> int:
         return sum(
             bool(run(attack, model, examples.take(torch.tensor([row])), Threat(norm, factor * eps), classes).claimed)
-            for row, eps in enumerate(distances.tolist())
+            for row, eps in enumerate(exact.tolist())
         )
 
     assert broken(0.99) == 0
     assert broken(1.01) == len(examples)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_l1_fills_many_values_up_to_the_image_range() -> None:
+    """The nearest adversarial inputs change a dozen values, nearly all of them by all the room that they have."""
+    model, examples = linear(classes=2)
+    model.bias = model.bias + 20.0 * nn.functional.one_hot(examples.labels[0], 2)
+    examples = Examples(examples.images, model(examples.images).argmax(1))
+    exact = model.distance(examples.images, examples.labels, "l1")
+    assert exact.min() > 5
+
+    for row, eps in enumerate(exact.tolist()):
+        one = examples.take(torch.tensor([row]))
+        assert not run(apgd(), model, one, Threat("l1", 0.99 * eps), 2).claimed
+        assert run(apgd(), model, one, Threat("l1", 1.01 * eps), 2).claimed
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_a_targeted_threat_ends_in_its_target(norm: Norm) -> None:
     model, examples = linear(classes=2)
-    distances = model.distance(examples.images, examples.labels, norm)
+    exact = model.distance(examples.images, examples.labels, norm)
 
     for loss in LOSSES:
-        for row, eps in enumerate(distances.tolist()):
+        for row, eps in enumerate(exact.tolist()):
             one = Examples(examples.images[row, None], 1 - examples.labels[row, None])
             assert not run(apgd(loss=loss), model, one, Threat(norm, 0.99 * eps, targeted=True), 2).claimed
             assert run(apgd(loss=loss), model, one, Threat(norm, 1.01 * eps, targeted=True), 2).claimed
@@ -139,13 +158,13 @@ def test_the_step_size_shrinks_until_the_maximum_is_found() -> None:
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_the_batch_size_changes_nothing(trained_digits, loss: str, norm: Norm) -> None:
     model = nn.Sequential(trained_digits.model).double()
     try:
         examples = Examples(trained_digits.test.images[:24].double(), trained_digits.test.labels[:24])
         attack = apgd(loss=loss, steps=8, **({"targets": 2} if loss == "dlr-targeted" else {}))
-        threat = Threat(norm, 0.06 if norm == "linf" else 0.35)
+        threat = Threat(norm, {"linf": 0.06, "l2": 0.35, "l1": 1.2}[norm])
         one, seven, all_ = (run(attack, model, examples, threat, 10, size) for size in (1, 7, 250))
     finally:
         model.float()
@@ -169,13 +188,14 @@ def test_no_pass_is_spent_on_classes_that_do_not_exist(classes: int) -> None:
     assert not result.claimed.any()
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-def test_the_estimate_is_what_an_unbreakable_input_costs(loss: str) -> None:
+@pytest.mark.parametrize("options", [*({"loss": loss} for loss in LOSSES), {"eot_samples": 3}], ids=str)
+@pytest.mark.parametrize("threat", [LINF, Threat("l1", 1.0)], ids=["linf", "l1"])
+def test_the_estimate_is_what_an_unbreakable_input_costs(options: dict[str, object], threat: Threat) -> None:
     model = LinearModel(torch.zeros(12, 64), torch.eye(12)[0])
     examples = Examples(torch.rand(3, 1, 8, 8), torch.zeros(3, dtype=torch.int64))
-    attack = apgd(loss=loss, steps=4, restarts=2)
+    attack = apgd(steps=4, restarts=2, **options)
 
-    result = run(attack, model, examples, LINF, 12, size=2)
+    result = run(attack, model, examples, threat, 12, size=2)
 
     assert (result.forwards + 2 * result.backwards == attack.passes).all()
 
@@ -195,15 +215,16 @@ def test_tries_aim_at_one_class_after_another() -> None:
     assert found == [False, False, True]
 
 
-def test_no_tensor_of_a_row_is_written_in_place(trained_digits) -> None:
+@pytest.mark.parametrize("threat", [LINF, Threat("l1", 1.0)], ids=["linf", "l1"])
+def test_no_tensor_of_a_row_is_written_in_place(trained_digits, threat: Threat) -> None:
     examples = trained_digits.test.head(6)
     attack = apgd(loss="dlr-targeted")
     target = AttackTarget(trained_digits.model, 10)
-    rows = attack.start(examples.images, examples.labels, LINF, RowRandom.of_examples(0, torch.arange(6)))
+    rows = attack.start(examples.images, examples.labels, threat, RowRandom.of_examples(0, torch.arange(6)))
 
     for _ in range(30):
         before = {name: value.clone() for name, value in {"x": rows.x, "best": rows.best, **rows.state}.items()}
-        after = attack.step(target, rows, LINF)
+        after = attack.step(target, rows, threat)
         for name, value in {"x": rows.x, "best": rows.best, **rows.state}.items():
             assert torch.equal(value, before[name]), name
         rows = after
@@ -227,11 +248,140 @@ def test_it_finds_inputs_that_a_detector_accepts() -> None:
         assert won.float().mean() > 0.9
 
 
+# ------------------------------------------------------------------------------------------------ L1
+
+
+def test_an_l1_try_comes_from_larger_balls() -> None:
+    """30, 30 and 40 % of the evaluations; however few there are, the last ball gets one."""
+    assert stage_starts(99) == [0, 30, 60]
+    assert [stage_starts(steps)[-1] <= steps for steps in (1, 2, 3)] == [True] * 3
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 5, 7), (1, 1, 2)])
+@pytest.mark.parametrize("steps", [1, 2, 3, 12])
+@pytest.mark.parametrize("eps", [1e-6, 0.7, 1e3])
+def test_what_l1_hands_out_is_within_the_ball_that_was_asked_for(
+    shape: tuple[int, ...], steps: int, eps: float
+) -> None:
+    model = LinearModel.random(3, shape, seed=0)
+    images = torch.rand(9, *shape, generator=torch.Generator().manual_seed(1)).round(decimals=1)
+    examples, threat = Examples(images, model(images).argmax(1)), Threat("l1", eps)
+
+    for loss in LOSSES:
+        found = run(apgd(loss=loss, steps=steps), model, examples, threat, 3)
+        assert distances(images, found.adversarial)["l1"].max() <= allowance(threat, images[0].numel())
+        assert 0 <= found.adversarial.min() <= found.adversarial.max() <= 1
+        assert torch.equal(found.claimed, model(found.adversarial).argmax(1) != examples.labels)
+
+
+# ------------------------------------------------------------------------------------------------ random defenses
+
+
+class Jittery(nn.Module):
+    """A linear model that adds noise to its input, each time anew."""
+
+    def __init__(self, model: LinearModel, scale: float, seed: int = 0) -> None:
+        super().__init__()
+        self.model, self.scale, self.rng = model, scale, torch.Generator().manual_seed(seed)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x + self.scale * torch.randn(x.shape, generator=self.rng))
+
+
+def test_an_evaluation_is_the_mean_over_its_samples() -> None:
+    """The gradient of the mean over two thousand draws is that of the linear model without noise."""
+    model = LinearModel.random(3, (1, 4, 4), seed=0)
+    examples = Examples(torch.rand(2, 1, 4, 4), torch.tensor([0, 1]))
+    rows = Rows.begin(
+        examples.images, examples.labels, RowRandom.of_examples(0, torch.arange(2)), point=examples.images
+    )
+    target = AttackTarget(Jittery(model, 0.1), 3)
+
+    seen = evaluate(target, rows, LINF, lambda logits: logits[:, 2] ** 2, samples=2000)
+
+    exact = 2 * model(examples.images)[:, 2, None] * model.weight[2]
+    torch.testing.assert_close(seen.logits, model(examples.images), atol=0.05, rtol=0)
+    torch.testing.assert_close(seen.gradient.flatten(1), exact, atol=0.1, rtol=0.02)
+    assert target.forwards == target.backwards == 4000
+
+
+@pytest.mark.parametrize(
+    "make", [apgd, lambda **options: PGD(PGD.Options(loss="margin", **options))], ids=["apgd", "pgd"]
+)
+def test_more_samples_find_what_holds_on_a_fresh_draw(make) -> None:
+    """One lucky draw ends the search of a single sample; the mean over twenty is seldom wrong about the next draw."""
+    model, examples = linear(classes=2, count=60)
+    threat = Threat("linf", 1.3 * float(model.distance(examples.images, examples.labels, "linf").median()))
+
+    def broken(samples: int) -> float:
+        found = run(make(steps=20, eot_samples=samples), Jittery(model, 0.15), examples, threat, 2)
+        defense = Jittery(model, 0.15, seed=1)
+        return float(
+            torch.stack([defense(found.adversarial).argmax(1) != examples.labels for _ in range(50)]).float().mean()
+        )
+
+    assert broken(20) > broken(1)
+
+
+# ------------------------------------------------------------------------------------------------ warm starts
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize(
+    "attack",
+    [*(apgd(loss=loss, steps=12) for loss in LOSSES), PGD(PGD.Options(steps=5)), MIFGSM(MIFGSM.Options())],
+    ids=[*LOSSES, "pgd", "mi-fgsm"],
+)
+def test_rows_begin_where_they_are_told_to(attack: StepAttack, norm: Norm) -> None:
+    """Points that already fool the model end the search at once, after the look that the targeted loss needs."""
+    if norm not in attack.norms:
+        pytest.skip(f"{attack.name} does not know {norm}")
+    model, examples = linear(classes=4, count=7)
+    nearest = model.nearest(examples.images, examples.labels, norm).float()
+    points = examples.images + 1.05 * (nearest - examples.images)
+    eps = 1.1 * float(model.distance(examples.images, examples.labels, norm).max())
+    threat, target = Threat(norm, eps), AttackTarget(model, 4)
+    streams = RowRandom.of_examples(0, torch.arange(7))
+
+    rows = attack.begin_at(attack.start(examples.images, examples.labels, threat, streams), points)
+    looks = getattr(attack.options, "loss", "") == "dlr-targeted"
+    steps = 0
+    while not (rows.broken | rows.done).all():
+        rows, steps = attack.step(target, rows, threat), steps + 1
+        if norm != "l1" or attack.name != "apgd":
+            assert torch.equal(rows.broken, torch.full((7,), steps > looks))
+
+    assert rows.broken.all()
+    assert distances(examples.images, rows.best)[norm].max() <= allowance(threat, 64)
+    if norm != "l1" or attack.name != "apgd":
+        assert torch.equal(rows.best, points)
+
+
+@pytest.mark.parametrize(("loss", "matching"), [("ce", "ce"), ("dlr", "margin"), ("dlr-targeted", "margin")])
+def test_polishing_goes_on_from_the_best_points(loss: str, matching: str) -> None:
+    """Points a hundredth of the budget short of the boundary need a few small steps, and no random numbers."""
+    model, examples = linear(classes=4, count=7)
+    nearest = model.nearest(examples.images, examples.labels, "linf").float()
+    points = examples.images + 0.98 * (nearest - examples.images)
+    polish = apgd(loss=loss, eot_samples=2).polish()
+    assert (polish.options.loss, polish.options.eot_samples, polish.stochastic) == (matching, 2, False)
+
+    for row, eps in enumerate(model.distance(examples.images, examples.labels, "linf").tolist()):
+        one, threat = examples.take(torch.tensor([row])), Threat("linf", 1.02 * eps)
+        rows = polish.start(one.images, one.labels, threat, RowRandom.of_examples(0, torch.tensor([row])))
+        rows = polish.begin_at(rows, points[row, None])
+        while not (rows.broken | rows.done).all():
+            rows = polish.step(AttackTarget(model, 4), rows, threat)
+        assert rows.broken.all()
+        assert int(rows.step) <= 4
+
+
 # ------------------------------------------------------------------------------------------------ networks
 
 
 @pytest.mark.parametrize(("weights", "norm", "eps"), [
     ("standard", "linf", 0.05), ("standard", "l2", 0.3), ("pgd", "linf", 0.15), ("pgd", "l2", 0.8),
+    ("standard", "l1", 1.2), ("pgd", "l1", 2.0),
 ])  # fmt: skip
 def test_it_is_never_weaker_than_pgd_with_the_same_passes(shipped, weights: str, norm: Norm, eps: float) -> None:
     model, examples = shipped(weights)
@@ -245,9 +395,10 @@ def test_it_is_never_weaker_than_pgd_with_the_same_passes(shipped, weights: str,
 
 
 @pytest.mark.parametrize(("loss", "official", "norm", "name", "eps"), [
-    ("ce", "apgd-ce", "linf", "Linf", 0.15), ("ce", "apgd-ce", "l2", "L2", 0.8),
-    ("dlr", "apgd-dlr", "linf", "Linf", 0.15),
+    ("ce", "apgd-ce", "linf", "Linf", 0.15), ("ce", "apgd-ce", "l2", "L2", 0.8), ("ce", "apgd-ce", "l1", "L1", 1.5),
+    ("dlr", "apgd-dlr", "linf", "Linf", 0.15), ("dlr", "apgd-dlr", "l1", "L1", 1.5),
     ("dlr-targeted", "apgd-t", "linf", "Linf", 0.15), ("dlr-targeted", "apgd-t", "l2", "L2", 0.8),
+    ("dlr-targeted", "apgd-t", "l1", "L1", 1.5),
 ])  # fmt: skip
 def test_it_finds_what_the_official_package_finds(shipped, loss, official, norm: Norm, name: str, eps: float) -> None:
     """The package gives its untargeted parts five restarts where they stand alone."""
