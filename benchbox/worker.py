@@ -110,8 +110,11 @@ def _doubts(stage: Stage, cell: Cell, attempt: Attempt, record: Record) -> list[
 
 
 def _attack_seed(cell: Cell) -> int:
-    """The seed of the attack's streams: of the whole key, but one for all eps of a minimum-norm attack's cells."""
-    return derive_seed("attack", cell.identity())
+    """The seed of the attack's streams: of the whole key, but for how far and how precisely it searches.
+
+    All eps of a minimum-norm attack's cells share one seed, too.
+    """
+    return derive_seed("attack", replace(cell, precision="float32", max_passes=None).identity())
 
 
 def _attack(stage: Stage, cell: Cell, index: Tensor) -> Attempt:
