@@ -17,7 +17,7 @@ from benchbox.errors import StoreError
 from benchbox.identity import CELL_VERSION, digest
 
 Norm = Literal["linf", "l2", "l1", "l0"]
-Access = Literal["adaptive", "oblivious"]
+Access = Literal["adaptive", "oblivious", "transfer"]
 Precision = Literal["float32"]
 Split = Literal["train", "calibration", "test"]
 Kind = Literal[
@@ -35,19 +35,24 @@ class Threat:
 
     ``eps`` is the radius of the ``norm`` ball around the clean input, in units of the [0, 1] pixel range;
     ``math.inf`` is what a minimum-norm attack gets. ``targeted``: the attacker must reach a given class.
+    ``curve`` holds the rising radii, ``eps`` among them, that are searched together as one security curve; empty where
+    the radius is searched by itself.
     """
 
     norm: Norm
     eps: float
     targeted: bool = False
+    curve: tuple[float, ...] = ()  # in the identity only where there is one
 
     @property
     def label(self) -> str:
-        """Short text for tables: ``linf 8/255``."""
-        return f"{self.norm} {format_eps(self.eps)}" + (" targeted" if self.targeted else "")
+        """Short text for tables: ``linf 8/255``, ``linf 8/255 (curve of 4 to 16/255)``."""
+        curve = f" (curve of {len(self.curve)} to {format_eps(self.curve[-1])})" if self.curve else ""
+        return f"{self.norm} {format_eps(self.eps)}" + (" targeted" if self.targeted else "") + curve
 
     def identity(self) -> dict[str, Any]:
-        return {"norm": self.norm, "eps": self.eps, "targeted": self.targeted}
+        parts: dict[str, Any] = {"norm": self.norm, "eps": self.eps, "targeted": self.targeted}
+        return parts | ({"curve": list(self.curve)} if self.curve else {})
 
 
 def format_eps(eps: float) -> str:
@@ -87,7 +92,11 @@ class Component:
 
 @dataclass(frozen=True)
 class Cell:
-    """One number's worth of work. ``None`` says that this part is absent (no defense) or cannot matter (seed)."""
+    """One number's worth of work. ``None`` says that this part is absent (no defense) or cannot matter (seed).
+
+    ``source`` is the model that the adversarial examples are made on where ``access`` is ``transfer``.
+    ``max_passes`` is how many passes, forwards and backwards counted as one each, the search may spend on an example.
+    """
 
     dataset: Component
     model: Component
@@ -101,10 +110,14 @@ class Cell:
     precision: Precision = "float32"
     batch_size: int | None = None  # in the identity only where a result depends on it
     prefix_seed: int | None = None  # the seed as far as the protected model depends on it; not in the identity
+    source: Component | None = None  # this and max_passes: in the identity only where there is one
+    max_passes: int | None = None
 
     def identity(self) -> dict[str, Any]:
         """Everything that can change the result, as JSON values."""
         parts: dict[str, Any] = {kind: _identity(getattr(self, kind)) for kind in CELL_KINDS}
+        later = {"source": _identity(self.source), "max_passes": self.max_passes}
+        parts |= {name: value for name, value in later.items() if value is not None}  # older keys stay as they are
         return parts | {
             "threat": _identity(self.threat),
             "access": self.access,
@@ -125,10 +138,14 @@ class Cell:
         """One line for progress displays and errors."""
         names = [self.model.name, *(part.name for part in (self.weight_perturbation, self.defense) if part)]
         attack = f"{self.attack.name} {self.threat.label}" if self.attack and self.threat else "clean"
-        return f"{self.dataset.name} · {' · '.join(names)} · {attack}" + (f" · {self.access}" if self.access else "")
+        access = f"{self.access} from {self.source.name}" if self.source else self.access
+        limit = f"at most {self.max_passes} passes" if self.max_passes else ""
+        return " · ".join(text for text in (self.dataset.name, *names, attack, access, limit) if text)
 
 
 CELL_KINDS: tuple[Kind, ...] = ("dataset", "model", "weight_perturbation", "defense", "attack")
+CELL_PARTS = (*CELL_KINDS, "source")
+"""The fields of a cell that are components."""
 
 
 def _identity(part: Component | Threat | None) -> dict[str, Any] | None:

@@ -5,12 +5,21 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)  # fmt: skip
 
 from benchbox.config import read_toml
 from benchbox.domain import Access, Cell, Component, Exclusion, Kind, Norm, Plan, Precision, Threat
@@ -116,8 +125,25 @@ class ThreatEntry(Strict):
         description='radii in units of the [0, 1] pixel range: numbers or fractions such as "8/255"'
     )
     targeted: bool = Field(False, description="whether the attacker must reach a given class")
+    curve: bool = Field(
+        False,
+        description="whether all eps form one security curve, searched from the largest down with warm starts; "
+        "minimum-norm attacks find it in one search anyway",
+    )
 
     _eps_distinct = field_validator("eps")(_distinct)
+
+    @field_validator("curve")
+    @classmethod
+    def _several_radii(cls, curve: bool, info: ValidationInfo) -> bool:
+        if curve and len(info.data.get("eps", (0, 0))) < 2:  # eps lacks where it is wrong itself
+            raise ValueError("a curve needs at least two radii and eps has one; add radii to eps or remove curve")
+        return curve
+
+    def threats(self) -> Iterator[Threat]:
+        """One threat per radius."""
+        for eps in self.eps:
+            yield Threat(self.norm, eps, self.targeted, tuple(sorted(self.eps)) if self.curve else ())
 
 
 class Exclude(Strict):
@@ -129,6 +155,7 @@ class Exclude(Strict):
     attack: str | None = Field(None, description="name of an attack")
     norm: Norm | None = Field(None, description="norm of the threat")
     access: Access | None = Field(None, description="access of the attacker")
+    source: str | None = Field(None, description="name of the model whose examples are transferred")
 
     @model_validator(mode="after")
     def _says_something(self) -> Exclude:
@@ -139,7 +166,7 @@ class Exclude(Strict):
     def matches(self, cell: Cell) -> bool:
         named: dict[str, Component | None] = {
             "model": cell.model, "weight_perturbation": cell.weight_perturbation,
-            "defense": cell.defense, "attack": cell.attack,
+            "defense": cell.defense, "attack": cell.attack, "source": cell.source,
         }  # fmt: skip
         for field, part in named.items():
             wanted = getattr(self, field)
@@ -151,14 +178,24 @@ class Exclude(Strict):
 
 
 class GridFile(Strict):
-    """A grid: every model × weight perturbation × defense × attack × threat × access × seed is a cell."""
+    """A grid: every model × weight perturbation × defense × attack × threat × access × seed is a cell.
+
+    With ``transfer``, so is every ordered pair of models × defense × attack × threat × seed, at intact weights.
+    """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the grid, for results and files")
     seeds: list[int] = Field([0], min_length=1, description="one cell per seed, where anything is random")
     examples: int = Field(1000, ge=1, description="the first N test examples, in fixed order")
     batch_size: int = Field(256, ge=1, description="inputs per pass; halved when memory runs out")
     precision: Precision = Field("float32", description="arithmetic of the search; verdicts are always float32")
-    access: list[Access] = Field(["adaptive"], min_length=1, description="adaptive: the attacker knows the defense")
+    access: list[Literal["adaptive", "oblivious"]] = Field(
+        ["adaptive"], min_length=1, description="adaptive: the attacker knows the defense"
+    )
+    max_passes: int | None = Field(
+        None, ge=1,
+        description="passes, forward and backward ones counted as one each, that a search may spend on an example; "
+        "attacks that cannot be stopped and may need more are left out",
+    )  # fmt: skip
     max_cells: int = Field(10_000, ge=1, description="stops accidental explosions")
     dataset: Entry = Field(description="the data set")
     model: list[Entry] = Field(min_length=1, description="the models")
@@ -166,11 +203,24 @@ class GridFile(Strict):
     defense: list[Entry] = Field([], description='defenses; the name "none" is the undefended model')
     threat: list[ThreatEntry] = Field([], description="threats; each meets the attacks that know its norm")
     attack: list[Entry] = Field([], description="attacks; without any, only clean inputs are evaluated")
+    transfer: bool = Field(
+        False,
+        description="whether examples made on each model, undefended and with intact weights, meet all the others too",
+    )
     probe: list[Entry] = Field([], description="measurements of the model's insides, for every cell")
     exclude: list[Exclude] = Field([], description="cells to leave out")
 
     _seeds_distinct = field_validator("seeds")(_distinct)
     _access_distinct = field_validator("access")(_distinct)
+
+    @field_validator("transfer")
+    @classmethod
+    def _several_models(cls, transfer: bool, info: ValidationInfo) -> bool:
+        if transfer and sum(len(list(entry.choices())) for entry in info.data.get("model", ())) == 1:
+            raise ValueError("the grid has one model and nothing to transfer to; add a [[model]] or remove transfer")
+        if transfer and info.data.get("attack") == []:
+            raise ValueError("the grid has no attack that makes examples; add an [[attack]] and a [[threat]]")
+        return transfer
 
     @model_validator(mode="after")
     def _attacks_and_threats(self) -> GridFile:
@@ -247,13 +297,19 @@ class _Expansion:
         undefended = len(defenses) == 0 or any(entry.name == UNDEFENDED for entry in self.grid.defense)
         attacks = self._choices("attack", self.grid.attack)
         probes = self._choices("probe", self.grid.probe)
+        attacks = self._within_limit(attacks)
         self._unmet_attacks(attacks)
+        if self.grid.transfer and len(models) == 1:
+            self._exclude("transfer", f"{models[0].component.name!r} is the only model that can be loaded")
         for seed, dataset, model in itertools.product(self.grid.seeds, datasets, models):
             for perturbation in [None, *self._perturbations(model)]:
                 for defense in ([None] if undefended else []) + defenses:
                     stage = (seed, dataset, model, perturbation, defense)
                     for attack, threat, access in self._meetings(attacks, defense):
                         self._add(*stage, attack, threat, access)
+                    if self.grid.transfer and perturbation is None:
+                        for attack, threat, source in self._transfers(attacks, models, model):
+                            self._add(*stage, attack, threat, "transfer", source)
         return Plan(
             self.grid.name, tuple(self.cells.values()), tuple(self.excluded), tuple(probe.component for probe in probes)
         )
@@ -325,10 +381,18 @@ class _Expansion:
     # ---- which attack meets which defense
 
     def _threats(self) -> list[Threat]:
-        return [
-            Threat(entry.norm, eps, entry.targeted)
-            for entry in self.grid.threat for eps in entry.eps
-        ]  # fmt: skip
+        return [threat for entry in self.grid.threat for threat in entry.threats()]
+
+    def _within_limit(self, attacks: list[_Choice]) -> list[_Choice]:
+        """The attacks that ``max_passes`` can stop, or that never come so far."""
+        kept = []
+        for choice in attacks:
+            reason = _beyond(choice.plugin, self.grid.max_passes)  # type: ignore[arg-type]
+            if reason:
+                self._exclude(choice.component.name, reason)
+            else:
+                kept.append(choice)
+        return kept
 
     def _unmet_attacks(self, attacks: list[_Choice]) -> None:
         for choice in attacks:
@@ -347,21 +411,34 @@ class _Expansion:
             yield None, None, None
             return
         accesses: Sequence[Access | None] = self.grid.access if defense else [None]
-        for choice, threat, access in itertools.product(attacks, self._threats(), accesses):
+        for (choice, threat), access in itertools.product(self._able(attacks), accesses):
             attack: Any = choice.plugin
-            if threat.norm not in attack.norms or (threat.targeted and not attack.targeted):
-                continue
             reason = _cannot_meet(attack, defense.plugin) if defense and access == "adaptive" else None  # type: ignore[arg-type]
             if reason and defense:
                 self._exclude(f"{choice.component.name} × {defense.component.name} × adaptive", reason)
             else:
                 yield choice, threat, access
 
+    def _able(self, attacks: list[_Choice]) -> Iterator[tuple[_Choice, Threat]]:
+        """Each attack with each threat that it can be."""
+        for choice, threat in itertools.product(attacks, self._threats()):
+            attack: Any = choice.plugin
+            if threat.norm in attack.norms and (attack.targeted or not threat.targeted):
+                yield choice, threat
+
+    def _transfers(
+        self, attacks: list[_Choice], models: list[_Choice], model: _Choice
+    ) -> Iterator[tuple[_Choice, Threat, _Choice]]:
+        """What can be made on the other ``models`` to be tried on ``model``."""
+        sources = [source for source in models if source is not model]
+        for source, (choice, threat) in itertools.product(sources, self._able(attacks)):
+            yield choice, threat, source
+
     # ---- cells
 
     def _add(
         self, seed: int, dataset: _Choice, model: _Choice, perturbation: _Choice | None, defense: _Choice | None,
-        attack: _Choice | None, threat: Threat | None, access: Access | None,
+        attack: _Choice | None, threat: Threat | None, access: Access | None, source: _Choice | None = None,
     ) -> None:  # fmt: skip
         random_prefix = any(part.plugin.stochastic for part in (perturbation, defense) if part)
         random = random_prefix or bool(attack and attack.plugin.stochastic) or bool(threat and threat.targeted)
@@ -372,13 +449,15 @@ class _Expansion:
             weight_perturbation=perturbation.component if perturbation else None,
             defense=defense.component if defense else None,
             attack=attack.component if attack else None,
-            threat=threat,
+            threat=replace(threat, curve=()) if threat and attack and _is_minimum_norm(attack.plugin) else threat,
             access=access,
             seed=seed if random else None,
             examples=self.grid.examples,
             precision=self.grid.precision,
             batch_size=self.grid.batch_size if in_batches else None,
             prefix_seed=seed if random_prefix else None,
+            source=source.component if source else None,
+            max_passes=self.grid.max_passes if attack and _is_driven(attack.plugin) else None,
         )
         for position, exclude in enumerate(self.grid.exclude):
             if exclude.matches(cell):
@@ -393,6 +472,41 @@ class _Expansion:
 
     def _exclude(self, description: str, reason: str) -> None:
         self.excluded.setdefault(Exclusion(description, reason))
+
+
+def _is_minimum_norm(attack: Plugin) -> bool:
+    """Whether it finds all radii in one search, so that there is no curve to make."""
+    from benchbox import api  # with torch, which the attack's own module has loaded by now
+
+    return isinstance(attack, api.MinimumNormAttack)
+
+
+def _is_driven(attack: Plugin) -> bool:
+    """Whether the engine drives it, and so can stop it."""
+    from benchbox import api  # likewise
+
+    return isinstance(attack, api.StepAttack | api.Ensemble)
+
+
+def _beyond(attack: Attack, limit: int | None) -> str | None:
+    """Why ``attack`` cannot be kept within ``limit`` passes per example, if so.
+
+    Its own bound counts a backward pass as two, so an attack that would just fit may be refused, never the reverse.
+    """
+    if limit is None or _is_driven(attack):
+        return None
+    if attack.passes is None:
+        return (
+            f"it does not say how many passes it makes and cannot be stopped at max_passes = {limit}; "
+            "run it in a grid without max_passes"
+        )
+    if attack.passes > limit:
+        return (
+            f"it may make {attack.passes} passes per example, a backward pass counting as two, and cannot be stopped "
+            f"at max_passes = {limit}; lower its own options ({', '.join(type(attack).Options.model_fields)}) "
+            "or raise max_passes"
+        )
+    return None
 
 
 def _cannot_meet(attack: Attack, defense: Defense) -> str | None:

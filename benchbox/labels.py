@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from benchbox.domain import CELL_KINDS, Cell, Component
+from benchbox.domain import CELL_PARTS, Cell, Component
 
 NONE = "none"  # how the absence of a defense is written
 INTACT = "intact"  # and that of a weight perturbation
@@ -35,7 +35,7 @@ class Labels:
     def __init__(self, cells: Iterable[Cell]) -> None:
         namesakes: dict[tuple[str, str], dict[str, Component]] = {}
         for cell in cells:
-            for part in (getattr(cell, kind) for kind in CELL_KINDS):
+            for part in (getattr(cell, name) for name in CELL_PARTS):
                 if part is not None:
                     namesakes.setdefault((part.kind, part.name), {})[part.digest] = part
         self._labels: dict[str, str] = {}

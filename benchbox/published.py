@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from benchbox.domain import CELL_KINDS, Cell, Component, Cost, Exclusion, Flag, Measurement, Record, Score, Threat
+from benchbox.domain import CELL_PARTS, Cell, Component, Cost, Exclusion, Flag, Measurement, Record, Score, Threat
 from benchbox.errors import StoreError
 from benchbox.identity import CELL_VERSION, canonical_json, digest
 from benchbox.rows import Failure, Masks, Row, Run, pack, row_order, unpack
@@ -31,7 +31,7 @@ def write_published(path: Path, rows: Sequence[Row]) -> Path:
     lines = []
     for row in sorted(rows, key=row_order):
         _refuse_machine_paths(row.cell)
-        components |= {part.digest: part.identity() for kind in CELL_KINDS if (part := getattr(row.cell, kind))}
+        components |= {part.digest: part.identity() for name in CELL_PARTS if (part := getattr(row.cell, name))}
         environment = {name: value for name, value in row.environment.items() if not _is_machine_path(value)}
         environments[digest(environment)] = environment
         lines.append(canonical_json(_row_to_json(row, digest(environment))))
@@ -117,7 +117,7 @@ def _row_to_json(row: Row, environment: str) -> dict[str, Any]:
     return {
         "key": row.key,
         "cell": {
-            **{kind: part.digest for kind in CELL_KINDS if (part := getattr(cell, kind))},
+            **{name: part.digest for name in CELL_PARTS if (part := getattr(cell, name))},
             "threat": cell.threat.identity() if cell.threat else None,
             "access": cell.access,
             "seed": cell.seed,
@@ -125,6 +125,7 @@ def _row_to_json(row: Row, environment: str) -> dict[str, Any]:
             "examples": cell.examples,
             "precision": cell.precision,
             "batch_size": cell.batch_size,
+            **({"max_passes": cell.max_passes} if cell.max_passes else {}),
         },
         "scores": [
             [metric, name, score.value, score.low, score.high, score.n]
@@ -146,8 +147,10 @@ def _row_from_json(
 ) -> Row:
     parts = dict(fields["cell"])
     threat = parts.pop("threat")
-    chosen = {kind: components[parts.pop(kind)] if kind in parts else None for kind in CELL_KINDS}
-    cell = Cell(**chosen, threat=Threat(**threat) if threat else None, **parts)  # type: ignore[arg-type]
+    chosen = {name: components[parts.pop(name)] if name in parts else None for name in CELL_PARTS}
+    if threat:
+        threat = Threat(**threat | {"curve": tuple(threat.get("curve", ()))})
+    cell = Cell(**chosen, threat=threat, **parts)  # type: ignore[arg-type]
     if cell.key != fields["key"]:
         raise ValueError(f"the row of key {fields['key'][:12]} describes another cell ({cell.key[:12]})")
     masks = Masks(**{name: unpack(fields["masks"][name], cell.examples) for name in MASKS})
@@ -167,12 +170,12 @@ def _row_from_json(
 
 def _refuse_machine_paths(cell: Cell) -> None:
     """An option like ``/home/me/weights`` is part of the key: nobody else could compute that cell."""
-    for kind in CELL_KINDS:
-        part: Component | None = getattr(cell, kind)
+    for place in CELL_PARTS:
+        part: Component | None = getattr(cell, place)
         for name, value in part.options.items() if part else ():
             if _is_machine_path(value):
                 raise StoreError(
-                    f"cell {cell.key[:12]} ({cell.label}): {kind}.{name} = {value!r} is a path of this machine, so "
+                    f"cell {cell.key[:12]} ({cell.label}): {place}.{name} = {value!r} is a path of this machine, so "
                     "others cannot compute it. Move the file into the data folder, name it relative to that, run again"
                 )
 

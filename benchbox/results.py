@@ -72,6 +72,7 @@ class Results:
         weight_perturbation: Optional = ...,
         defense: Optional = ...,
         attack: Optional = ...,
+        source: Optional = ...,
         norm: Names = None,
         eps: Numbers = None,
         access: Names = None,
@@ -81,13 +82,14 @@ class Results:
         """The cells that pass every filter, with their current results, in a fixed order.
 
         A filter is one name or several. For the parts that a cell can lack, ``...`` (the default) lets all pass and
-        None stands for the lack (no defense, no attack). ``eps`` takes numbers or fractions ("8/255"), ``keys`` whole
-        keys or prefixes. Raises StoreError when the source cannot be read.
+        None stands for the lack (no defense, no attack; no source: nothing was transferred from another model).
+        ``eps`` takes numbers or fractions ("8/255"), ``keys`` whole keys or prefixes. Raises StoreError when the
+        results cannot be read.
         """
         prefixes = [key.lower() for key in _listed(keys)]
         if keys is not None and not prefixes:
             return []
-        parts = {"weight_perturbation": weight_perturbation, "defense": defense, "attack": attack}
+        parts = {"weight_perturbation": weight_perturbation, "defense": defense, "attack": attack, "source": source}
         parts |= {kind: ... if names is None else names for kind, names in (("dataset", dataset), ("model", model))}
         radii = None if eps is None else [_number(value) for value in _listed(eps)]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchbox.domain import CELL_KINDS, Array, Cell, Component, Cost, Flag, Record, Score
+from benchbox.domain import CELL_PARTS, Array, Cell, Component, Cost, Flag, Record, Score
 from benchbox.errors import StoreError
 
 
@@ -85,16 +85,18 @@ class Row:
         """
         cell, threat = self.cell, self.cell.threat
         flat: dict[str, Any] = {"key": self.key}
-        for kind in CELL_KINDS:
-            flat |= _flat_component(kind, getattr(cell, kind))
+        for name in CELL_PARTS:
+            flat |= _flat_component(name, getattr(cell, name))
         flat |= {
             "norm": threat.norm if threat else None,
             "eps": threat.eps if threat else None,
             "targeted": threat.targeted if threat else None,
+            "curve": " ".join(map(str, threat.curve)) if threat else None,
             "access": cell.access,
             "seed": cell.seed,
             "examples": cell.examples,
             "precision": cell.precision,
+            "max_passes": cell.max_passes,
         }
         for (metric, name), score in sorted(self.scores.items()):
             column = f"{metric}.{name}"
@@ -149,9 +151,11 @@ def cell_order(cell: Cell) -> tuple[Any, ...]:
     threat = cell.threat
     return (
         *(_component_order(part) for part in (cell.dataset, cell.model, cell.weight_perturbation, cell.defense)),
-        (threat.norm, threat.targeted, threat.eps) if threat else ("", False, -1.0),
+        (threat.norm, threat.targeted, threat.eps, threat.curve) if threat else ("", False, -1.0, ()),
         _component_order(cell.attack),
         cell.access or "",
+        _component_order(cell.source),
+        cell.max_passes or 0,
         -1 if cell.seed is None else cell.seed,
         cell.key,
     )

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Select, func, select
 
-from benchbox.domain import CELL_KINDS, Cell, Component, Flag, MetricScore, Record, Threat
+from benchbox.domain import CELL_PARTS, Cell, Component, Flag, MetricScore, Record, Threat
 from benchbox.errors import StoreError
 from benchbox.identity import CELL_VERSION
 from benchbox.store.tables import component, evaluation, record
@@ -44,14 +44,16 @@ def component_row(part: Component) -> dict[str, Any]:
 
 
 def cell_row(item: Cell) -> dict[str, Any]:
-    parts = {kind: getattr(item, kind) for kind in CELL_KINDS}
+    parts = {name: getattr(item, name) for name in CELL_PARTS}
     return {
         "key": item.key,
-        **{f"{kind}_digest": part and part.digest for kind, part in parts.items()},
+        **{f"{name}_digest": part and part.digest for name, part in parts.items()},
         "norm": item.threat and item.threat.norm,
         "eps": item.threat and float(item.threat.eps),
         "targeted": item.threat and item.threat.targeted,
+        "curve": list(item.threat.curve) if item.threat and item.threat.curve else None,
         "access": item.access,
+        "max_passes": item.max_passes,
         "seed": item.seed,
         "prefix_seed": item.prefix_seed,
         "examples": item.examples,
@@ -63,11 +65,12 @@ def cell_row(item: Cell) -> dict[str, Any]:
 
 def to_cell(row: Any, components: Mapping[str, Component]) -> Cell:
     """The cell that a row of ``cell`` describes."""
-    parts = {kind: getattr(row, f"{kind}_digest") for kind in CELL_KINDS}
+    parts = {name: getattr(row, f"{name}_digest") for name in CELL_PARTS}
     return Cell(
-        **{kind: components[digest] if digest else None for kind, digest in parts.items()},  # type: ignore[arg-type]
-        threat=Threat(row.norm, row.eps, row.targeted) if row.norm is not None else None,
+        **{name: components[digest] if digest else None for name, digest in parts.items()},  # type: ignore[arg-type]
+        threat=Threat(row.norm, row.eps, row.targeted, tuple(row.curve or ())) if row.norm is not None else None,
         access=row.access,
+        max_passes=row.max_passes,
         seed=row.seed,
         prefix_seed=row.prefix_seed,
         examples=row.examples,

@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Engine, and_, false, func, or_, select, true
 
-from benchbox.domain import CELL_KINDS, Cell, Component, Cost, Exclusion, Measurement, Record, Score
+from benchbox.domain import CELL_PARTS, Cell, Component, Cost, Exclusion, Measurement, Record, Score
 from benchbox.errors import StoreError
 from benchbox.identity import CELL_VERSION
 from benchbox.rows import Failure, Masks, Row, Run
@@ -137,7 +137,7 @@ class DatabaseSource:
             yield self._row(item, row, grids.get(row.key, ()))
 
     def _with_cells(self, connection: Connection, rows: Sequence[Any]) -> Iterator[tuple[Cell, Any]]:
-        columns = [f"{kind}_digest" for kind in CELL_KINDS]
+        columns = [f"{name}_digest" for name in CELL_PARTS]
         used = {getattr(row, column) for row in rows for column in columns} - {None}
         if not used <= self._components.keys():
             self._components = load_components(connection)

@@ -11,7 +11,7 @@ from typing import Any, Self
 from sqlalchemy import URL, Connection, Table, delete, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from benchbox.domain import CELL_KINDS, Cell, Exclusion, MetricScore, Outcome, Record
+from benchbox.domain import CELL_PARTS, Cell, Exclusion, MetricScore, Outcome, Record
 from benchbox.store import tables
 from benchbox.store.database import is_sqlite, locked, parse_url, settle, translated, writer_engine
 from benchbox.store.migrate import prepare
@@ -125,7 +125,7 @@ class Store:
         """
         scores = list(scores)
         done = outcome.record is not None and outcome.error is None
-        parts = {part.digest: part for part in (getattr(cell, kind) for kind in CELL_KINDS) if part is not None}
+        parts = {part.digest: part for part in (getattr(cell, name) for name in CELL_PARTS) if part is not None}
         fresh = [component_row(part) for digest, part in parts.items() if digest not in self._known]
         with self._transaction() as connection:
             _insert_new(connection, tables.component, fresh)

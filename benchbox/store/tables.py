@@ -96,7 +96,10 @@ cell = Table(
     Column("norm", String(8)),  # norm, eps and targeted: all three, or none where nothing is attacked
     Column("eps", Double),
     Column("targeted", Boolean),
+    Column("curve", JSON(none_as_null=True)),  # the radii of the security curve that eps belongs to
     Column("access", String(16)),
+    _digest("source_digest", ForeignKey("component.digest")),  # the model of the examples where access is transfer
+    Column("max_passes", Integer),
     Column("seed", BigInteger),
     Column("prefix_seed", BigInteger),
     Column("examples", Integer, nullable=False),

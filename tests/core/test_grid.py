@@ -136,6 +136,119 @@ def test_spacings(spacing: Spacing, values: list[float]) -> None:
     assert spacing.values()[0] == spacing.start
 
 
+# ---- transfer
+
+TWO_MODELS = {'name = "toy-linear"': 'name = "toy-linear"\n[[model]]\nname = "toy-misbehaving"\nhow = "constant"'}
+TRANSFER = {"examples = 12": "examples = 12\ntransfer = true"}
+
+
+def test_transfer_adds_every_ordered_pair_of_models(grid_file: GridFile, toys: Registry) -> None:
+    cells = plan_of(grid_file(replace=TWO_MODELS | TRANSFER | {"eps = [0.09, 0.11]": "eps = 0.11"}), toys).cells
+
+    assert [(cell.source and cell.source.name, cell.model.name, cell.access) for cell in cells] == [
+        (None, "toy-linear", None), ("toy-misbehaving", "toy-linear", "transfer"),
+        (None, "toy-misbehaving", None), ("toy-linear", "toy-misbehaving", "transfer"),
+    ]  # fmt: skip
+
+
+def test_transferred_examples_meet_defenses_but_no_perturbed_weights(grid_file: GridFile, toys: Registry) -> None:
+    """A detector is met by attacks that know nothing of rejection, too: they see the source alone."""
+    plan = plan_of(
+        grid_file(
+            '[[defense]]\nname = "none"\n[[defense]]\nname = "toy-detector"\n[[attack]]\nname = "toy-noise"',
+            '[[weight_perturbation]]\nname = "toy-shrink"',
+            replace=TWO_MODELS | TRANSFER | {"eps = [0.09, 0.11]": "eps = 0.11"},
+        ),
+        toys,
+    )
+
+    found = [cell for cell in plan.cells if cell.access == "transfer"]
+    assert {(cell.attack.name, cell.defense and cell.defense.name) for cell in found if cell.attack} == {
+        (attack, defense) for attack in ("toy-attack", "toy-noise") for defense in (None, "toy-detector")
+    }
+    assert not any(cell.weight_perturbation for cell in found)
+    assert len(found) == 2 * 4
+
+
+def test_transferred_cells_can_be_excluded_by_their_source(grid_file: GridFile, toys: Registry) -> None:
+    path = grid_file('[[exclude]]\nsource = "toy-misbehaving"', replace=TWO_MODELS | TRANSFER)
+
+    sources = {cell.source.name for cell in plan_of(path, toys).cells if cell.source}
+
+    assert sources == {"toy-linear"}
+
+
+def test_a_model_that_is_missing_leaves_nothing_to_transfer(grid_file: GridFile, toys: Registry) -> None:
+    toys.broken.append(Broken("somebody", "importing 'somebody' raised ImportError: no engine"))
+    path = grid_file('[[model]]\nname = "quantum"', replace=TRANSFER)
+
+    plan = plan_of(path, toys)
+
+    assert len(plan.cells) == 2
+    assert ("transfer", "'toy-linear' is the only model that can be loaded") in [
+        (item.description, item.reason) for item in plan.excluded
+    ]
+
+
+# ---- limits of passes
+
+
+def test_max_passes_goes_to_the_cells_whose_search_can_be_stopped(grid_file: GridFile, toys: Registry) -> None:
+    """Where the limit cannot matter, the cell is the same as without one."""
+    more = '[[attack]]\nname = "pgd"'
+    limit = {"examples = 12": "examples = 12\nmax_passes = 30", "eps = [0.09, 0.11]": "eps = 0.11"}
+    free = plan_of(grid_file(more, replace={"eps = [0.09, 0.11]": "eps = 0.11"}), toys).cells
+
+    limited = plan_of(grid_file(more, replace=limit), toys).cells
+
+    assert {cell.attack.name: cell.max_passes for cell in limited if cell.attack} == {"toy-attack": None, "pgd": 30}
+    assert [old.key == new.key for old, new in zip(free, limited, strict=True)] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("attack", "reason"),
+    [
+        ('"ddn"\nsteps = 20', "it may make 63 passes per example, a backward pass counting as two, and cannot be"),
+        ('"ddn"\nsteps = 20', "stopped at max_passes = 30; lower its own options (steps, "),
+        ('"toy-noise"', "does not say how many passes it makes and cannot be stopped at max_passes = 30; run it in a"),
+    ],
+)
+def test_an_attack_that_cannot_be_kept_within_the_limit_is_left_out(
+    grid_file: GridFile, toys: Registry, attack: str, reason: str
+) -> None:
+    path = grid_file(
+        f'[[attack]]\nname = {attack}\n[[threat]]\nnorm = "l2"\neps = 1',
+        replace={"examples = 12": "examples = 12\nmax_passes = 30"},
+    )
+
+    plan = plan_of(path, toys)
+
+    assert {cell.attack.name for cell in plan.cells if cell.attack} == {"toy-attack"}
+    assert any(reason in item.reason for item in plan.excluded)
+
+
+# ---- security curves
+
+CURVE = {"eps = [0.09, 0.11]": "eps = [0.11, 0.09]\ncurve = true"}
+
+
+def test_the_radii_of_a_curve_are_one_cell_each_that_know_of_each_other(grid_file: GridFile, toys: Registry) -> None:
+    threats = [cell.threat for cell in plan_of(grid_file(replace=CURVE), toys).cells]
+
+    assert [(threat.eps, threat.curve) for threat in threats if threat] == [
+        (0.11, (0.09, 0.11)), (0.09, (0.09, 0.11)),
+    ]  # fmt: skip
+
+
+def test_a_minimum_norm_attack_has_no_need_of_curves(grid_file: GridFile, toys: Registry) -> None:
+    nearest = {'name = "toy-attack"': 'name = "toy-nearest"'}
+
+    curve = plan_of(grid_file(replace=nearest | CURVE), toys).cells
+    single = plan_of(grid_file(replace=nearest), toys).cells
+
+    assert {cell.key for cell in curve} == {cell.key for cell in single}
+
+
 # ---- what is left out
 
 
@@ -219,6 +332,16 @@ def test_a_plugin_that_raises_while_planning_is_named_with_its_provider(
         ("examples = 12", "exmaples = 12", "exmaples: unknown field. Did you mean 'examples'?"),
         ("examples = 12", 'examples = 12\naccess = ["blind"]', "access[0]: Input should be 'adaptive' or 'oblivious'"),
         ('norm = "linf"', 'norm = "linfty"', "threat[0].norm: Input should be 'linf', 'l2', 'l1' or 'l0'"),
+        (
+            "examples = 12",
+            "examples = 12\ntransfer = true",
+            "transfer: the grid has one model and nothing to transfer to",
+        ),
+        ("examples = 12", "examples = 12\ntransfer = true", "add a [[model]] or remove transfer"),
+        ("examples = 12", "examples = 12\nmax_passes = 0", "max_passes: Input should be greater than or equal to 1"),
+        ("eps = [0.09, 0.11]", "eps = 0.1\ncurve = true", "threat[0].curve: a curve needs at least two radii and eps"),
+        ("eps = [0.09, 0.11]", "eps = 0.1\ncurve = true", "has one; add radii to eps or remove curve"),
+        ("eps = [0.09, 0.11]", "eps = [0, 1]\ncurve = true", "threat[0].eps[0]: Input should be greater than 0"),
         ("examples = 12", "examples = 12\nmax_cells = 1", "max_cells: the grid has more than 1 cells"),
         ('name = "toy-linear"', 'name = "toy-linear"\nsweep.x = []', "model[0].sweep: sweep.x is an empty list"),
         ("[[model]]", "[[modle]]", "model: Field required"),
@@ -240,6 +363,14 @@ def test_attacks_need_a_threat(grid_file: GridFile, toys: Registry) -> None:
     path = grid_file(replace={'[[threat]]\nnorm = "linf"\neps = [0.09, 0.11]': ""})
 
     assert "there are attacks and no [[threat]]" in error_of(path, toys)
+
+
+def test_transfer_needs_an_attack(grid_file: GridFile, toys: Registry) -> None:
+    attack = '[[threat]]\nnorm = "linf"\neps = [0.09, 0.11]\n\n[[attack]]\nname = "toy-attack"'
+
+    error = error_of(grid_file(replace=TWO_MODELS | TRANSFER | {attack: ""}), toys)
+
+    assert "transfer: the grid has no attack that makes examples; add an [[attack]] and a [[threat]]" in error
 
 
 def test_a_missing_file_says_so(tmp_path: Path, toys: Registry) -> None:

@@ -21,6 +21,9 @@ ATTACKED = replace(
 DEFENDED = replace(
     ATTACKED, defense=component("defense", "mask", fraction=0.1), access="adaptive", batch_size=250,
 )  # fmt: skip
+TRANSFERRED = replace(ATTACKED, access="transfer", source=component("model", "mlp"))
+LIMITED = replace(ATTACKED, max_passes=100)
+CURVED = replace(ATTACKED, threat=Threat("linf", 8 / 255, curve=(4 / 255, 8 / 255)))
 
 
 @pytest.mark.parametrize(
@@ -29,6 +32,9 @@ DEFENDED = replace(
         (CLEAN, "5611a31b5b51a696b602866f25dc6c37281c275097b6ad12289cffc7db7a1bca"),
         (ATTACKED, "0e0fd0a78efd209c2927f8c1d29db756fba591b7b396675f2e2fa48d1290e4de"),
         (DEFENDED, "eaa2c3b7ddeae52296b4717a3383e01c2f0e184039fe189df8bae3b7a02dedd7"),
+        (TRANSFERRED, "13f59e2f3f770db6fbc789dbf98feee427208ef98a302ef41d2e44884a053281"),
+        (LIMITED, "e00560097c1cb7f4651602628b6209820bef71c6b62a4e1ef30cba8a9b67db8c"),
+        (CURVED, "97e2831e28c936eff4183a3c00d0e348494e7944be8c4d06bf076eb9b6113b09"),
     ],
 )
 def test_keys_are_pinned(cell: Cell, key: str) -> None:
@@ -50,10 +56,27 @@ def test_keys_are_pinned(cell: Cell, key: str) -> None:
         {"examples": 99},
         {"access": "oblivious"},
         {"weight_perturbation": component("weight_perturbation", "noise")},
+        {"source": component("model", "mlp")},
+        {"max_passes": 100},
+        {"threat": Threat("linf", 8 / 255, curve=(4 / 255, 8 / 255))},
     ],
 )
 def test_everything_that_can_change_a_result_changes_the_key(change: dict[str, object]) -> None:
     assert replace(DEFENDED, **change).key != DEFENDED.key  # type: ignore[arg-type]
+
+
+def test_what_came_later_is_in_the_identity_only_where_it_is_used() -> None:
+    """So that results of before keep their keys."""
+    assert not {"source", "max_passes"} & set(DEFENDED.identity())
+    assert set(Threat("linf", 0.1).identity()) == {"norm", "eps", "targeted"}
+
+
+def test_a_label_says_whose_examples_they_are_what_they_may_cost_and_on_which_curve() -> None:
+    item = replace(TRANSFERRED, max_passes=100, threat=CURVED.threat)
+
+    assert item.label == (
+        "digits · cnn · pgd linf 8/255 (curve of 2 to 8/255) · transfer from mlp · at most 100 passes"
+    )
 
 
 def test_the_order_of_options_does_not_matter() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,7 +35,7 @@ NEXT = """
 import sqlalchemy as sa
 from alembic import op
 
-revision, down_revision = "0002", "0001"
+revision, down_revision = "{next}", "{last}"
 
 
 def upgrade():
@@ -41,6 +43,10 @@ def upgrade():
         table.add_column(sa.Column("note", sa.Text()))
     {more}
 """
+
+
+NEWEST = revisions()[-1]
+AFTER = f"{int(NEWEST) + 1:04}"
 
 
 @pytest.fixture
@@ -55,7 +61,8 @@ def newer_benchbox(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ig
     def install(more: str = "") -> None:
         folder = tmp_path / "migrations"
         shutil.copytree(shipped("migrations"), folder, dirs_exist_ok=True)
-        (folder / "versions" / "0002_note.py").write_text(NEXT.format(more=more))
+        text = NEXT.format(next=AFTER, last=NEWEST, more=more)
+        (folder / "versions" / f"{AFTER}_note.py").write_text(text)
         monkeypatch.setattr(migrate, "shipped", lambda _: folder)
 
     return install
@@ -98,6 +105,7 @@ def test_migrations_for_postgresql_make_the_tables_of_the_code() -> None:
             module.upgrade()
 
     def lines(sql: str) -> list[str]:
+        sql = re.sub(r"ALTER TABLE \w+ ADD (COLUMN )?", "", sql)  # what came later counts as if it had been there
         return sorted(" ".join(line.split()).strip(",;") for line in sql.splitlines() if line.strip())
 
     dialect = postgresql.dialect()
@@ -107,10 +115,39 @@ def test_migrations_for_postgresql_make_the_tables_of_the_code() -> None:
     assert lines(output.getvalue()) == lines(declared)
 
 
+def test_cells_of_the_first_schema_have_neither_source_nor_limit_nor_curve(file: Path) -> None:
+    item = cell()
+    fill(str(file), [item])
+    migrated(file, command.downgrade, "0001")
+    assert not {"source_digest", "max_passes", "curve"} & columns(file, "cell")
+
+    upgrade(str(file))
+
+    (row,) = benchbox.open_results(file).rows()
+    assert row.cell == item
+    assert row.key == item.key
+    engine = create_engine(f"sqlite:///{file}")
+    with engine.connect() as connection:
+        added = connection.exec_driver_sql("SELECT source_digest, max_passes, curve FROM cell").all()
+        assert [tuple(values) for values in added] == [(None, None, None)]
+        assert connection.exec_driver_sql("PRAGMA foreign_key_check").all() == []
+    engine.dispose()
+
+
+def migrated(file: Path, move: Callable[[Config, str], None], target: str) -> None:
+    """Let Alembic ``move`` the schema of the file to ``target``."""
+    engine = create_engine(f"sqlite:///{file}")
+    with engine.begin() as connection:
+        config = Config(attributes={"connection": connection})
+        config.set_main_option("script_location", str(shipped("migrations")))
+        move(config, target)
+    engine.dispose()
+
+
 def test_an_empty_database_is_built_and_then_left_alone(file: Path) -> None:
     assert upgrade(f"sqlite:///{file}") == f"{file}: created at revision {revisions()[-1]}"
     assert upgrade(f"sqlite:///{file}") == f"{file}: already at revision {revisions()[-1]}"
-    assert describe_revision(f"sqlite:///{file}") == f"{file}: revision 0001 (current); newest 0001"
+    assert describe_revision(f"sqlite:///{file}") == f"{file}: revision {NEWEST} (current); newest {NEWEST}"
     assert list(file.parent.glob("*.backup")) == []
 
 
@@ -121,8 +158,8 @@ def test_an_outdated_file_is_backed_up_and_then_upgraded(file: Path, newer_bench
 
     message = upgrade(str(file))
 
-    backup = file.with_name("benchbox.db.revision-0001.backup")
-    assert message == f"{file}: upgraded from revision 0001 at revision 0002; the old file is kept as {backup}"
+    backup = file.with_name(f"benchbox.db.revision-{NEWEST}.backup")
+    assert message == f"{file}: upgraded from revision {NEWEST} at revision {AFTER}; the old file is kept as {backup}"
     assert columns(file) - columns(backup) == {"note"}
     for place in (file, backup):
         engine = create_engine(f"sqlite:///{place}")
@@ -133,24 +170,24 @@ def test_an_outdated_file_is_backed_up_and_then_upgraded(file: Path, newer_bench
     assert [row.key for row in benchbox.open_results(file).rows()] == [item.key]
 
 
-def columns(file: Path) -> set[str]:
+def columns(file: Path, table: str = "run") -> set[str]:
     engine = create_engine(f"sqlite:///{file}")
     try:
-        return {column["name"] for column in inspect(engine).get_columns("run")}
+        return {column["name"] for column in inspect(engine).get_columns(table)}
     finally:
         engine.dispose()
 
 
 def test_a_run_upgrades_an_outdated_file_by_itself_and_keeps_every_backup(file: Path, newer_benchbox) -> None:  # type: ignore[no-untyped-def]
     fill(str(file), [cell()])
-    taken = file.with_name("benchbox.db.revision-0001.backup")
+    taken = file.with_name(f"benchbox.db.revision-{NEWEST}.backup")
     taken.write_text("precious")
     newer_benchbox()
 
     Store.open(str(file)).close()
 
     assert taken.read_text() == "precious"
-    assert columns(file.with_name("benchbox.db.revision-0001.backup-2")) < columns(file)
+    assert columns(file.with_name(f"benchbox.db.revision-{NEWEST}.backup-2")) < columns(file)
 
 
 def test_a_migration_that_fails_changes_nothing(file: Path, newer_benchbox) -> None:  # type: ignore[no-untyped-def]
@@ -162,7 +199,7 @@ def test_a_migration_that_fails_changes_nothing(file: Path, newer_benchbox) -> N
         Store.open(str(file))
 
     assert columns(file) == before
-    assert describe_revision(str(file)).startswith(f"{file}: revision 0001 (outdated)")
+    assert describe_revision(str(file)).startswith(f"{file}: revision {NEWEST} (outdated)")
 
 
 def test_readers_do_not_migrate_but_say_what_to_run(file: Path, newer_benchbox) -> None:  # type: ignore[no-untyped-def]
@@ -170,11 +207,11 @@ def test_readers_do_not_migrate_but_say_what_to_run(file: Path, newer_benchbox) 
     newer_benchbox()
 
     with pytest.raises(
-        StoreError, match=rf"at revision 0001, .* needs 0002; .*`benchbox db upgrade --database {file}`"
+        StoreError, match=rf"at revision {NEWEST}, .* needs {AFTER}; .*`benchbox db upgrade --database {file}`"
     ):
         benchbox.open_results(file)
 
-    assert describe_revision(str(file)) == f"{file}: revision 0001 (outdated); newest 0002"
+    assert describe_revision(str(file)) == f"{file}: revision {NEWEST} (outdated); newest {AFTER}"
 
 
 def test_a_database_of_a_newer_benchbox_is_left_alone(file: Path, newer_benchbox, monkeypatch) -> None:  # type: ignore[no-untyped-def]
@@ -183,7 +220,7 @@ def test_a_database_of_a_newer_benchbox_is_left_alone(file: Path, newer_benchbox
     monkeypatch.setattr(migrate, "shipped", shipped)
 
     for opener in (Store.open, benchbox.open_results, upgrade):
-        with pytest.raises(StoreError, match=r"newer benchbox \(revision 0002; this one knows up to 0001\); upgrade"):
+        with pytest.raises(StoreError, match=rf"\(revision {AFTER}; this one knows up to {NEWEST}\); upgrade"):
             opener(str(file))
 
 
@@ -219,13 +256,10 @@ def test_a_database_without_a_schema_has_no_results(file: Path) -> None:
 
 def test_downgrading_leaves_no_table(file: Path) -> None:
     upgrade(str(file))
+
+    migrated(file, command.downgrade, "base")
+
     engine = create_engine(f"sqlite:///{file}")
-
-    with engine.begin() as connection:
-        config = Config(attributes={"connection": connection})
-        config.set_main_option("script_location", str(shipped("migrations")))
-        command.downgrade(config, "base")
-
     assert inspect(engine).get_table_names() == ["alembic_version"]
     engine.dispose()
 

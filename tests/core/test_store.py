@@ -79,6 +79,9 @@ CELLS = {
     "clean": cell(None),
     "attacked": cell(eps=8 / 255),
     "targeted": cell(threat=Threat("l2", 0.5, targeted=True)),
+    "transferred": cell(access="transfer", source=component("model", "mlp", weights="pgd")),
+    "limited": cell(max_passes=100),
+    "of a curve": cell(threat=Threat("linf", 0.1 + 0.2, curve=(1 / 255, 0.1, 0.1 + 0.2))),
     "full": cell(
         weight_perturbation=component("weight_perturbation", "synaptic-filter", layer="*", threshold=0.1 + 0.2),
         defense=component("defense", "ml-loo", parts=["a", "b"], nested={"x": None, "é": True}, scale=1.0),
