@@ -74,9 +74,9 @@ def standing(system: System, columns: Sequence[str], labels: Labels, required: S
     if system.cell.access == "oblivious":
         reasons.append("oblivious attacker")
     if system.cell.source:
-        reasons.append("examples of another model")
+        reasons.append("transferred examples")
     if system.beyond:
-        reasons.append(f"breaks {system.beyond} that withstood those who know the model")
+        reasons.append(f"breaks {system.beyond} that white-box attacks do not")
     if not untargeted:
         reasons.append("targeted attacks only")
     if missing:

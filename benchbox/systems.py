@@ -81,7 +81,10 @@ class System:
 
     @property
     def beyond(self) -> int:
-        """How many examples its attacks break and no attack of those who know the model does: a sign of masking."""
+        """How many examples its attacks break and no attack of those who know the model does.
+
+        Many are a sign of masked gradients, or of attacks that are too weak.
+        """
         return int((worst_case(self.informed) & ~worst_case(self.attacked)).sum()) if self.informed else 0
 
     def under(self, attacks: Collection[AttackId]) -> System | None:

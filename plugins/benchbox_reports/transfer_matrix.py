@@ -52,8 +52,8 @@ def markdown(matrix: Matrix, figure: str) -> str:
         f"{markdown_text(name)} {count}" for name, count in zip(matrix.evaluated, matrix.beyond, strict=True) if count
     ]
     masked = (
-        "\nInputs that withstood this attack on the model itself and fell to transferred examples, a sign of masked "
-        f"gradients: {', '.join(fallen)}.\n"
+        "\nInputs that withstood this attack on the evaluated model and fell to examples of another (many speak for "
+        f"masked gradients, or an attack that is too weak): {', '.join(fallen)}.\n"
         if fallen
         else ""
     )

@@ -186,8 +186,8 @@ class TestUnranked:
         own, from_b, from_c = (line_of(made, access=access) for access in ("", "transfer from b", "transfer from c"))
         assert (own.rank, own.robust.value) == (1, 3 / 4)
         assert (from_b.rank, from_b.robust.value) == (None, 2 / 4)
-        assert from_b.reasons == ("examples of another model", "breaks 2 that withstood those who know the model")
-        assert from_c.reasons == ("examples of another model",)
+        assert from_b.reasons == ("transferred examples", "breaks 2 that white-box attacks do not")
+        assert from_c.reasons == ("transferred examples",)
         assert made.sweeps == ()
 
     def test_transferred_examples_do_not_make_a_line_complete(self, board):

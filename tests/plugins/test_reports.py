@@ -124,7 +124,7 @@ def test_the_transfer_matrix_is_a_table_and_a_picture(registry, transfers, tmp_p
     assert "**100.0** [43.9, 100.0]" in weak
     assert "50.0 [15.0, 85.0]" in weak
     assert "missing" in weak
-    assert "a sign of masked gradients: strong 1." in table.decode()
+    assert "that is too weak): strong 1." in table.decode()
 
 
 def test_figures_can_be_svg(registry, results, tmp_path):
