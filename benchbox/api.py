@@ -311,7 +311,11 @@ class Attack(Plugin):
 
     @property
     def passes(self) -> int | None:
-        """Passes per example at most, a backward pass counting as two; None: unknown. For the estimate of a plan."""
+        """Passes per example at most, a backward pass counting as two; None: unknown.
+
+        For the estimate of a plan, and to leave out what cannot keep within a grid's ``max_passes`` (which counts a
+        backward pass as one, so that this bound is never too low).
+        """
         return None
 
     def polish(self) -> StepAttack | None:

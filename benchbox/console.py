@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from tabulate import tabulate
 
-from benchbox.domain import KINDS, Cell, CellFinished, Component, Plan
+from benchbox.domain import CELL_PARTS, KINDS, Cell, CellFinished, Component, Plan
 from benchbox.errors import PluginError
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def print_cell(row: Row) -> None:
     """Every input that made a number, its scores, flags, cost and environment."""
     cell = row.cell
     out.print(f"key          {row.key}")
-    for kind in ("dataset", "model", "weight_perturbation", "defense", "attack"):
+    for kind in CELL_PARTS:
         part: Component | None = getattr(cell, kind)
         if part:
             options = json.dumps(dict(part.options), sort_keys=True)
@@ -133,6 +133,8 @@ def print_cell(row: Row) -> None:
                 out.print(f"{'':20} fingerprint {part.fingerprint}")
     threat = cell.threat.label if cell.threat else "none"
     out.print(f"threat {threat}, access {cell.access or 'no defense to know'}, seed {_or(cell.seed, 'irrelevant')}")
+    if cell.max_passes:
+        out.print(f"stopped at {cell.max_passes} passes per example")
     out.print(f"{cell.examples} examples, precision {cell.precision}, batch size {_or(cell.batch_size, 'irrelevant')}")
     table = Table("metric", "score", "value", "95 % interval", "n", box=None, pad_edge=False)
     for (metric, name), score in sorted(row.scores.items()):

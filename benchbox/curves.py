@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchbox.domain import Cell
+from benchbox.domain import BLIND, Cell
 from benchbox.labels import Labels, Names, plain
 from benchbox.rows import Row
 from benchbox.sweeps import (
@@ -18,7 +18,7 @@ from benchbox.sweeps import (
     split_sweeps,
     sweep_names,
 )  # fmt: skip
-from benchbox.systems import AttackId, Share, System, identity, systems
+from benchbox.systems import AttackId, Share, System, attacker, identity, systems
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Panel:
 def eps_panels(rows: Iterable[Row]) -> list[Panel]:
     """A panel per model; in it, a line per defense and attacker: clean accuracy at 0, then the worst case per radius.
 
-    ``rows`` share a data set and a norm. Oblivious attackers are dashed.
+    ``rows`` share a data set and a norm. Attackers who never meet the protected model are dashed.
     """
     found = [row for row in rows if row.cell.threat and math.isfinite(row.cell.threat.eps)]
     labels = Labels(row.cell for row in found)
@@ -55,15 +55,15 @@ def eps_panels(rows: Iterable[Row]) -> list[Panel]:
     lines: dict[tuple[Any, ...], dict[float, System]] = {}
     for eps in sorted(radii):
         for system in systems(radii[eps]):
-            lines.setdefault((*identity(system.cell), system.cell.access), {})[eps] = system
+            lines.setdefault((*identity(system.cell), attacker(system.cell)), {})[eps] = system
     panels: dict[str, list[Curve]] = {}
     for line in lines.values():
         first = next(iter(line.values()))
         names = labels.system(first.cell)
         shares = [first.clean, *(share for system in line.values() if (share := system.robust))]
         places = (0.0, *(eps for eps, system in line.items() if system.robust))
-        label, oblivious = _protection(names), names.access == "oblivious"
-        curve = Curve(label, places, tuple(shares), oblivious, label.removesuffix(f" · {names.access}"))
+        label, blind = _protection(names), first.cell.access in BLIND
+        curve = Curve(label, places, tuple(shares), blind, label.removesuffix(f" · {names.access}"))
         panels.setdefault(names.model, []).append(curve)
     return [Panel(model, "ε", tuple(curves)) for model, curves in panels.items()]
 

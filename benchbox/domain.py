@@ -18,6 +18,8 @@ from benchbox.identity import CELL_VERSION, digest
 
 Norm = Literal["linf", "l2", "l1", "l0"]
 Access = Literal["adaptive", "oblivious", "transfer"]
+BLIND: tuple[Access, ...] = ("oblivious", "transfer")
+"""Attackers who never meet the protected model: their results are shown, never ranked."""
 Precision = Literal["float32", "mixed"]
 Split = Literal["train", "calibration", "test"]
 Kind = Literal[

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
+from typing import TYPE_CHECKING
 
 from benchbox.config import Settings
 from benchbox.domain import Cell, Execution, Plan
@@ -14,6 +15,9 @@ from benchbox.grid import expand, load_grid
 from benchbox.registry import Registry
 from benchbox.results import Results, open_results
 from benchbox.runner import execution_of
+
+if TYPE_CHECKING:
+    from benchbox.api import Attack
 
 PROBED = 64  # inputs of the pass that is timed
 
@@ -84,9 +88,17 @@ def _existing(database: str) -> Results | None:
 
 def _kinship(cell: Cell) -> tuple[str, ...]:
     """Cells that cost about the same per example."""
-    parts = (cell.dataset, cell.model, cell.defense, cell.attack)
+    parts = (cell.dataset, cell.model, cell.defense, cell.attack, cell.source)
     threat = cell.threat.norm if cell.threat else ""
-    return (*(part.digest if part else "" for part in parts), threat, cell.access or "")
+    return (*(part.digest if part else "" for part in parts), threat, cell.access or "", str(cell.max_passes))
+
+
+def _within(limit: int | None, attack: Attack) -> float | None:
+    """Passes per example at most, a backward one counting as two; no backward pass goes without its forward one."""
+    bounds = [attack.passes] if attack.passes is not None else []
+    if limit is not None:
+        return min([*bounds, (1.5 if attack.needs == "gradients" else 1.0) * limit])
+    return bounds[0] if bounds else None
 
 
 class _Stopwatch:
@@ -98,10 +110,12 @@ class _Stopwatch:
 
     def bound(self, cell: Cell) -> float | None:
         """Seconds per example at most, or None where the attack does not bound its passes."""
-        passes: int | None = 0
+        passes: float | None = 0
         if cell.attack:
-            passes = self.registry.create("attack", cell.attack.name, cell.attack.options).passes
-        return None if passes is None else (passes + 2) * self._seconds_per_pass(cell)
+            attack = self.registry.create("attack", cell.attack.name, cell.attack.options)
+            passes = _within(cell.max_passes, attack)
+        met = replace(cell, model=cell.source, defense=None) if cell.source else cell
+        return None if passes is None else (passes + 2) * self._seconds_per_pass(met)
 
     def _seconds_per_pass(self, cell: Cell) -> float:
         """Seconds of a forward pass per example; a backward pass counts as two."""

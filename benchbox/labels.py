@@ -47,9 +47,14 @@ class Labels:
         return absent if part is None else self._labels.get(part.digest, part.name)
 
     def attack(self, cell: Cell) -> str:
-        """The name of the attack of ``cell``, which says so when it is targeted."""
-        targeted = cell.threat is not None and cell.threat.targeted
-        return self(cell.attack, absent="clean") + (" targeted" if targeted else "")
+        """The name of the attack of ``cell``, which says so when it is targeted or was stopped early."""
+        targeted = " targeted" if cell.threat is not None and cell.threat.targeted else ""
+        limit = f" within {cell.max_passes} passes" if cell.max_passes else ""
+        return self(cell.attack, absent="clean") + targeted + limit
+
+    def access(self, cell: Cell) -> str:
+        """What the attacker of ``cell`` met; empty where there is no defense to know of."""
+        return f"{cell.access} from {self(cell.source)}" if cell.source else cell.access or ""
 
     def system(self, cell: Cell) -> Names:
         """The protected model of ``cell`` and its attacker.
@@ -61,7 +66,7 @@ class Labels:
             perturbation += f", seed {cell.prefix_seed}"
         elif cell.prefix_seed is not None:
             defense += f", seed {cell.prefix_seed}"
-        return Names(self(cell.model), perturbation, defense, cell.access or "")
+        return Names(self(cell.model), perturbation, defense, self.access(cell))
 
     def cell(self, cell: Cell) -> str:
         """The whole cell on one line."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 
 from benchbox.curves import Panel, eps_panels, sweep_panels
 from benchbox.domain import format_eps
@@ -25,6 +26,7 @@ from benchbox.rows import Row
 from benchbox.sweeps import robust_under
 from benchbox.systems import Share, attack_id, systems
 from benchbox.tables import NORMS
+from benchbox.transfers import Matrix
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
@@ -108,12 +110,41 @@ def heat_map(rows: Sequence[Row]) -> Figure:
         figure = Figure(figsize=(2.2 + 0.075 * max(map(len, names)) + 1.15 * len(heads), 1.9 + 0.42 * len(names)))
         figure.set_layout_engine("constrained")
         ax = figure.add_subplot()
-        _heat(figure, ax, table)
+        _heat(figure, ax, table, bold={(y, len(attacks)) for y in range(len(found))})
         ax.set_xticks([x + 0.5 for x in range(len(heads))], [textwrap.fill(head, 13) for head in heads])
         ax.set_yticks([y + 0.5 for y in range(len(names))], names)
         ax.axvline(len(attacks), color="white", linewidth=6)
         figure.suptitle(f"{dataset}: robust accuracy in %, {threat}")
     return figure
+
+
+def transfer_matrix(matrix: Matrix) -> Figure:
+    """Success rates in percent: a line per model that examples were made on, a column per model that they met.
+
+    Outlined: the attacker knows the evaluated model. What was not evaluated is hatched.
+    """
+    heads, names = ([textwrap.fill(name, 16) for name in part] for part in (matrix.evaluated, matrix.sources))
+    own = {(line, column) for column, line in enumerate(matrix.own) if line is not None}
+    with matplotlib.rc_context(STYLE | {"axes.grid": False}):
+        figure = Figure(figsize=(3.4 + 1.3 * len(heads), 2.2 + 0.55 * len(names)), layout="constrained")
+        ax = figure.add_subplot()
+        _heat(figure, ax, matrix.rates, bold=own)
+        for line, column in own:
+            ax.add_patch(
+                Rectangle((column + 0.03, line + 0.04), 0.94, 0.92, fill=False, edgecolor="#D55E00", linewidth=2)
+            )  # fmt: skip
+        ax.set_xticks([x + 0.5 for x in range(len(heads))], heads)
+        ax.set_yticks([y + 0.5 for y in range(len(names))], names)
+        ax.set_xlabel("evaluated model (outlined: the attacker knows it)")
+        ax.set_ylabel("examples made on")
+        figure.suptitle(textwrap.fill(transfer_title(matrix), 24 + 12 * len(heads)))
+    return figure
+
+
+def transfer_title(matrix: Matrix) -> str:
+    """What ``matrix`` shows."""
+    threat = f"{NORMS[matrix.threat.norm]} ε = {format_eps(matrix.threat.eps)}"
+    return f"{matrix.dataset}: success of {matrix.attack} in %, {threat}"
 
 
 def save(figure: Figure, path: Path) -> Path:
@@ -231,7 +262,9 @@ def _is_geometric(places: Sequence[float]) -> bool:
     return max(ratios) < 1.5 * min(ratios)
 
 
-def _heat(figure: Figure, ax: Any, table: Sequence[Sequence[Share | None]]) -> None:
+def _heat(
+    figure: Figure, ax: Any, table: Sequence[Sequence[Share | None]], bold: Collection[tuple[int, int]]
+) -> None:  # fmt: skip
     """Coloured places with their numbers; light text on dark colours and the other way round."""
     values = [[math.nan if share is None else 100 * share.value for share in line] for line in table]
     ax.set_facecolor("#eeeeee")
@@ -241,8 +274,8 @@ def _heat(figure: Figure, ax: Any, table: Sequence[Sequence[Share | None]]) -> N
         for x, value in enumerate(line):
             if not math.isnan(value):
                 ink = "white" if value < 60 else "black"
-                bold = "bold" if x == len(line) - 1 else "normal"
-                ax.text(x + 0.5, y + 0.5, f"{value:.1f}", ha="center", va="center", color=ink, fontweight=bold)
+                weight = "bold" if (y, x) in bold else "normal"
+                ax.text(x + 0.5, y + 0.5, f"{value:.1f}", ha="center", va="center", color=ink, fontweight=weight)
     ax.invert_yaxis()
     ax.xaxis.tick_top()
     ax.tick_params(length=0, labelcolor=INK)

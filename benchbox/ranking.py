@@ -49,7 +49,7 @@ def requirements(definition: Definition, found: Iterable[System], labels: Labels
     """What ``definition`` requires; where it says nothing, every attack that any of ``found`` met."""
     if definition.required is not None:
         return [
-            Requirement(item.label, lambda cell, item=item: cell.attack is not None and item.met_by(cell.attack))  # type: ignore[misc]
+            Requirement(item.label, lambda cell, item=item: _whole(cell) and item.met_by(cell.attack))  # type: ignore[misc]
             for item in definition.required
         ]
     attacks = {attack_id(row.cell): labels.attack(row.cell) for system in found for row in system.attacked}
@@ -57,6 +57,11 @@ def requirements(definition: Definition, found: Iterable[System], labels: Labels
         Requirement(label, lambda cell, wanted=wanted: attack_id(cell) == wanted)  # type: ignore[misc]
         for wanted, label in attacks.items()
     ]
+
+
+def _whole(cell: Cell) -> bool:
+    """Whether an attack ran, and no limit of passes could stop it early."""
+    return cell.attack is not None and cell.max_passes is None
 
 
 def standing(system: System, columns: Sequence[str], labels: Labels, required: Sequence[Requirement] = ()) -> Standing:
@@ -68,6 +73,10 @@ def standing(system: System, columns: Sequence[str], labels: Labels, required: S
     reasons = []
     if system.cell.access == "oblivious":
         reasons.append("oblivious attacker")
+    if system.cell.source:
+        reasons.append("transferred examples")
+    if system.beyond:
+        reasons.append(f"breaks {system.beyond} that white-box attacks do not")
     if not untargeted:
         reasons.append("targeted attacks only")
     if missing:

@@ -37,7 +37,7 @@ def markdown(board: Board) -> str:
 
 def markdown_page(boards: Sequence[Board], title: str) -> str:
     """A whole markdown file with a section for each board."""
-    head = f"# {_markdown_text(title)}\n\n<!-- Made by `benchbox leaderboard`: do not edit. -->\n"
+    head = f"# {markdown_text(title)}\n\n<!-- Made by `benchbox leaderboard`: do not edit. -->\n"
     return "\n".join([head, *(markdown(board) for board in boards)])
 
 
@@ -140,23 +140,23 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.filters["plain"] = _markdown_text
+    made.filters["plain"] = markdown_text
     made.filters["table"] = _markdown_table
     return made
 
 
 def _markdown_table(table: Table) -> str:
-    headers = [_markdown_text(column.title) for column in table.columns]
+    headers = [markdown_text(column.title) for column in table.columns]
     lines = [[_markdown_field(field) for field in line] for line in table.lines]
     align = ["right" if column.number else "left" for column in table.columns]
     return tabulate(lines, headers, tablefmt="pipe", colalign=align, disable_numparse=True)
 
 
 def _markdown_field(field: Field) -> str:
-    return f"**{_markdown_text(field.text)}** {field.interval}" if field.interval else _markdown_text(field.text)
+    return f"**{markdown_text(field.text)}** {field.interval}" if field.interval else markdown_text(field.text)
 
 
-def _markdown_text(value: str) -> str:
+def markdown_text(value: str) -> str:
     """Text that markdown shows as it is, on one line of a table."""
     for sign in "\\`*_[]|":
         value = value.replace(sign, f"\\{sign}")

@@ -55,7 +55,8 @@ class Stage:
     batcher: Batcher
     clean: Verdicts = field(init=False)
     flags: list[Flag] = field(default_factory=list)
-    gradient_flags: dict[bool, list[Flag]] = field(default_factory=dict)  # by whether the attacker is adaptive
+    gradient_flags: dict[str, list[Flag]] = field(default_factory=dict)  # by which model the attacker meets
+    sources: dict[str, nn.Module] = field(default_factory=dict)  # models that examples are transferred from, by digest
     searches: dict[str, Attempt] = field(default_factory=dict)  # of minimum-norm attacks and curves
     copies: dict[tuple[nn.Module, Precision], nn.Module] = field(default_factory=dict)
 
@@ -65,13 +66,27 @@ class Stage:
 
     def fast(self, module: nn.Module, precision: Precision) -> nn.Module:
         """A faster copy of ``module`` for searches, or itself: a copied defense might share what it draws from."""
-        plain = module is self.undefended or type(module) is api.Protected
+        plain = type(module) is api.Protected or module is self.undefended or module in self.sources.values()
         if not plain or self.stochastic:
             return module
         if (module, precision) not in self.copies:
             sample = self.examples.images[: min(checks.PROBED, self.batcher.size)].to(self.execution.device)
             self.copies[module, precision] = search_copy(module, sample, precision)
         return self.copies[module, precision]
+
+    def source(self, component: Component) -> nn.Module:
+        """The model that examples are transferred from, undefended and with intact weights; loaded once.
+
+        Raises ContractError when it cannot classify the examples of this stage.
+        """
+        if component.digest not in self.sources:
+            model = _load(self.registry, component, self.execution)
+            _evaluation_mode(model, component)
+            sample = self.examples.images[: min(checks.PROBED, self.batcher.size)].to(self.execution.device)
+            with torch.no_grad():
+                _check_logits(model(sample), len(sample), self, f"the source {component.name!r}")
+            self.sources[component.digest] = model
+        return self.sources[component.digest]
 
     @property
     def stochastic(self) -> bool:
@@ -98,7 +113,7 @@ def prepare(cell: Cell, execution: Execution, registry: Registry) -> Stage:
         if not isinstance(protected, api.Protected):
             raise ContractError(f"defense {defense.name!r} returned {type(protected).__name__}, not api.Protected")
     protected.requires_grad_(False)
-    _evaluation_mode(protected, cell)
+    _evaluation_mode(protected, cell.model)
     stage = Stage(
         execution, registry, dataset, examples, model, protected, defense, rng,
         Batcher(execution.batch_size, execution.device),
@@ -149,12 +164,12 @@ def _load(registry: Registry, component: Component, execution: Execution) -> nn.
     return model.to(execution.device).eval().requires_grad_(False)
 
 
-def _evaluation_mode(protected: nn.Module, cell: Cell) -> None:
-    protected.eval()
-    stuck = [name or "the module itself" for name, part in protected.named_modules() if part.training]
+def _evaluation_mode(model: nn.Module, component: Component) -> None:
+    model.eval()
+    stuck = [name or "the module itself" for name, part in model.named_modules() if part.training]
     if stuck:
         raise ContractError(
-            f"model {cell.model.name!r} stays in training mode after eval() ({stuck[0]}): its answers would depend on "
+            f"model {component.name!r} stays in training mode after eval() ({stuck[0]}): its answers would depend on "
             "the batch; do not override train() or eval()"
         )
 
@@ -203,17 +218,17 @@ def verdicts(stage: Stage, examples: api.Examples) -> Verdicts:
     return Verdicts(found["prediction"], found["rejected"], found["loss"], evidence)
 
 
-def _check_logits(logits: Any, count: int, stage: Stage) -> None:
+def _check_logits(logits: Any, count: int, stage: Stage, who: str = "the model") -> None:
     classes = stage.dataset.num_classes
     if not isinstance(logits, Tensor) or logits.shape != (count, classes):
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ContractError(
-            f"the model returned {shape} for {count} inputs; data set {stage.dataset.name!r} needs logits "
+            f"{who} returned {shape} for {count} inputs; data set {stage.dataset.name!r} needs logits "
             f"({count}, {classes}): check the model's num_classes"
         )
     bad = int((~torch.isfinite(logits)).any(1).sum())
     if bad:
         raise ContractError(
-            f"the model returned NaN or infinite logits for {bad} of {count} inputs: "
+            f"{who} returned NaN or infinite logits for {bad} of {count} inputs: "
             "check its weights and its normalisation"
         )

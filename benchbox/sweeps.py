@@ -8,7 +8,7 @@ from typing import Any
 
 from benchbox.domain import Cell
 from benchbox.labels import INTACT, Labels, Names, family, plain
-from benchbox.systems import AttackId, Share, System, attack_id, identity
+from benchbox.systems import AttackId, Share, System, attack_id, attacker, identity
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +57,14 @@ def _group(cell: Cell) -> tuple[Any, ...]:
     """Equal for points of one sweep, else different."""
     perturbation = cell.weight_perturbation
     if perturbation is None:
-        return identity(cell), cell.access
+        return identity(cell), attacker(cell)
     return *_unperturbed(cell), perturbation.provider, family(perturbation)
 
 
 def _unperturbed(cell: Cell) -> tuple[Any, ...]:
     """What a perturbed system and its intact reference share; a sweep may run over several seeds."""
     chain = (cell.dataset, cell.model, cell.defense)
-    return (*(part and part.digest for part in chain), cell.access, cell.examples, cell.precision)
+    return (*(part and part.digest for part in chain), attacker(cell), cell.examples, cell.precision)
 
 
 def summarise(group: Sequence[System], others: Iterable[System], labels: Labels) -> Sweep:
@@ -98,7 +98,7 @@ def sweep_names(group: Sequence[System], labels: Labels) -> Names:
     """What the points in ``group`` have in common, in words."""
     cell = group[0].cell
     fixed = family(cell.weight_perturbation) if cell.weight_perturbation else INTACT
-    return Names(labels(cell.model), fixed, labels(cell.defense), cell.access or "")
+    return Names(labels(cell.model), fixed, labels(cell.defense), labels.access(cell))
 
 
 def shared_attacks(group: Sequence[System]) -> set[AttackId]:

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from benchbox.domain import Array, Cell
+from benchbox.domain import BLIND, Array, Cell
 from benchbox.rows import Row
 from benchbox.statistics import wilson
 
-AttackId = tuple[str, bool]
-"""What tells attacks under one norm and radius apart: the digest of the component, and whether it was targeted."""
+AttackId = tuple[str, bool, int | None]
+"""What tells attacks under one norm and radius apart: the component's digest, whether targeted, the limit of passes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +39,14 @@ class System:
     """A model, possibly perturbed and defended, and how it is attacked, with all its results under one threat.
 
     ``rows`` are the results of attackers with one access; ``transferred`` are those of oblivious attackers, which
-    an adaptive attacker could have used as well: they count in the worst case of an adaptive system.
+    an adaptive attacker could have used as well: they count in the worst case of an adaptive system. Examples that
+    were made on a source do not, for which sources there are depends on the other models of the grid: a model would
+    lose robust accuracy by its company. What they alone break is said on their own line (:attr:`beyond`).
     """
 
     rows: tuple[Row, ...]
     transferred: tuple[Row, ...] = ()
+    informed: tuple[Row, ...] = ()  # where the examples come from a source: results of those who know the model
 
     @property
     def cell(self) -> Cell:
@@ -76,6 +79,14 @@ class System:
         keys = [row.key for row in (*self.attacked, *self.transferred)]
         return Share.of(self.robust_mask, keys) if keys else None
 
+    @property
+    def beyond(self) -> int:
+        """How many examples its attacks break and no attack of those who know the model does.
+
+        Many are a sign of masked gradients, or of attacks that are too weak.
+        """
+        return int((worst_case(self.informed) & ~worst_case(self.attacked)).sum()) if self.informed else 0
+
     def under(self, attacks: Collection[AttackId]) -> System | None:
         """The same system met by these attacks alone; None where none of them met it."""
         rows, transferred = (
@@ -91,15 +102,24 @@ def worst_case(rows: Sequence[Row]) -> Array:
 
 def systems(rows: Iterable[Row]) -> list[System]:
     """The systems among ``rows``, which share a threat (or have none), in order of appearance."""
-    groups: dict[tuple[Any, ...], dict[str | None, list[Row]]] = {}
+    groups: dict[tuple[Any, ...], dict[tuple[str | None, str | None], list[Row]]] = {}
     for row in rows:
-        groups.setdefault(identity(row.cell), {}).setdefault(row.cell.access, []).append(row)
+        groups.setdefault(identity(row.cell), {}).setdefault(attacker(row.cell), []).append(row)
     found = []
-    for by_access in groups.values():
-        oblivious = tuple(by_access.get("oblivious", ()))
-        for access, own in by_access.items():
-            found.append(System(tuple(own), oblivious if access == "adaptive" else ()))
+    for by_attacker in groups.values():
+        oblivious = tuple(by_attacker.get(("oblivious", None), ()))
+        known = [row for (access, _), own in by_attacker.items() if access not in BLIND for row in own]
+        informed = tuple(row for row in known if row.cell.attack)
+        for (access, source), own in by_attacker.items():
+            found.append(
+                System(tuple(own), oblivious if access == "adaptive" else (), informed if source else ())
+            )  # fmt: skip
     return found
+
+
+def attacker(cell: Cell) -> tuple[str | None, str | None]:
+    """What the attacker of ``cell`` meets: the access, and the digest of the model that its examples are made on."""
+    return cell.access, cell.source.digest if cell.source else None
 
 
 def identity(cell: Cell) -> tuple[Any, ...]:
@@ -110,4 +130,6 @@ def identity(cell: Cell) -> tuple[Any, ...]:
 
 def attack_id(cell: Cell) -> AttackId | None:
     """Which attack ``cell`` met; None where it met none."""
-    return (cell.attack.digest, bool(cell.threat and cell.threat.targeted)) if cell.attack else None
+    if cell.attack is None:
+        return None
+    return cell.attack.digest, bool(cell.threat and cell.threat.targeted), cell.max_passes

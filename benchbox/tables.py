@@ -108,6 +108,11 @@ def legend(board: Board, brief: bool = False) -> list[str]:
             "Only results of adaptive attackers, who know the defense, are ranked; "
             "what breaks an example obliviously counts against the adaptive line as well."
         )
+    if any(line.names.access.startswith("transfer") for line in board.standings):
+        lines.append(
+            "Transferred examples were made on another model: their lines are not ranked and count against no other, "
+            "for which sources there are depends on the models that were evaluated together."
+        )
     return lines
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from benchbox.config import Settings
-from benchbox.domain import Execution
+from benchbox.domain import CELL_PARTS, Execution
 from benchbox.errors import StoreError
 from benchbox.examples import load_examples
 from benchbox.registry import Registry
@@ -55,8 +55,8 @@ def verify_cell(key: str, settings: Settings) -> Verification:
 def _same_inputs(row: Row, settings: Settings) -> None:
     """Raise StoreError when weights, data or plugin versions are not those that made the number."""
     registry = Registry.discover(settings.plugins, settings.block)
-    for kind in ("dataset", "model", "weight_perturbation", "defense", "attack"):
-        stored = getattr(row.cell, kind)
+    for part in CELL_PARTS:
+        stored = getattr(row.cell, part)
         if stored is None:
             continue
         plugin = registry.create(stored.kind, stored.name, stored.options)

@@ -14,11 +14,24 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchbox import api, checks, runtime
 from benchbox.budget import allowance, check_range, distances
-from benchbox.domain import Array, Cell, Component, Cost, Execution, Flag, Job, Measurement, Outcome, Record, Threat
+from benchbox.domain import (
+    BLIND,
+    Array,
+    Cell,
+    Component,
+    Cost,
+    Execution,
+    Flag,
+    Job,
+    Measurement,
+    Outcome,
+    Record,
+    Threat,
+)
 from benchbox.engine import Search, Task, search_on_copy
 from benchbox.errors import BenchboxError, ContractError
 from benchbox.examples import save_examples
@@ -103,7 +116,7 @@ def _doubts(stage: Stage, cell: Cell, attempt: Attempt, record: Record) -> list[
         found += attempt.vanishing
     if stage.stochastic and stage.batcher.halvings:
         found.append(checks.batch_halved(stage.execution.batch_size, stage.batcher.size))
-    if cell.access != "oblivious":  # else the claims are about another model
+    if cell.access not in BLIND:  # else the claims are about another model
         doubt = checks.transfer_failure(record) if attempt.stood_in else checks.verdict_mismatch(record)
         found += [doubt] if doubt else []
     return found
@@ -123,7 +136,7 @@ def _attack(stage: Stage, cell: Cell, index: Tensor) -> Attempt:
     threat = cell.threat
     if threat is None:
         raise ContractError("an attack needs a threat")
-    if threat.curve:
+    if threat.curve and not cell.source:  # what is transferred never sees a break, so it is searched radius by radius
         return _curve(stage, cell, attack, threat, index)
     if not isinstance(attack, api.MinimumNormAttack):
         return _search(stage, cell, attack, threat, index)
@@ -171,19 +184,20 @@ def _narrowed(
 def _search(
     stage: Stage, cell: Cell, attack: api.Attack, threat: Threat, index: Tensor, start: Tensor | None = None
 ) -> Attempt:
-    adaptive = cell.access != "oblivious"
-    surrogate = stage.protected.surrogate() if adaptive else stage.undefended
+    adaptive = cell.access not in BLIND
+    surrogate = _attacked_module(stage, cell)
     stood_in = adaptive and (surrogate is not stage.protected or stage.stochastic)
     met = surrogate.to(stage.execution.device).eval()
     target = api.AttackTarget(
         met, stage.dataset.num_classes, adaptive and bool(stage.defense and stage.defense.detects)
     )
-    vanishing = _gradient_flags(stage, target, index, adaptive) if attack.needs == "gradients" else []
+    vanishing = _gradient_flags(stage, target, index, cell) if attack.needs == "gradients" else []
     stage.reseed("search", cell.identity())
     examples = api.Examples(stage.examples.images[index], _aims(stage, cell, index))
     task = Task(
         target, examples, index, threat, _attack_seed(cell),
-        confirm=functools.partial(_confirm, stage, threat) if stood_in else None, start=start,
+        confirm=functools.partial(_confirm, stage, threat) if stood_in else _unseen if cell.source else None,
+        start=start,
         max_passes=None if cell.max_passes is None else torch.full((len(index),), cell.max_passes),
     )  # fmt: skip
     copy = stage.fast(met, cell.precision) if attack.copies else met
@@ -194,15 +208,28 @@ def _search(
     return Attempt(found, flags, vanishing, stood_in)
 
 
-def _gradient_flags(stage: Stage, target: api.AttackTarget, index: Tensor, adaptive: bool) -> list[Flag]:
+def _attacked_module(stage: Stage, cell: Cell) -> nn.Module:
+    """The model that the attack of ``cell`` meets."""
+    if cell.source:
+        return stage.source(cell.source)
+    return stage.undefended if cell.access in BLIND else stage.protected.surrogate()
+
+
+def _unseen(images: Tensor, aims: Tensor) -> Tensor:
+    """No break is confirmed: who transfers an example cannot know when it is enough, and spends the whole budget."""
+    return torch.zeros_like(aims, dtype=torch.bool)
+
+
+def _gradient_flags(stage: Stage, target: api.AttackTarget, index: Tensor, cell: Cell) -> list[Flag]:
     """Whether gradients vanish; looked at once for all attackers who meet the same model."""
-    if adaptive not in stage.gradient_flags and len(index):
+    met = cell.source.digest if cell.source else str(cell.access)
+    if met not in stage.gradient_flags and len(index):
         sample, device = index[: min(checks.PROBED, stage.batcher.size)], stage.execution.device
         images, labels = stage.examples.images[sample].to(device), stage.examples.labels[sample].to(device)
         flag = checks.zero_gradient(target, images, labels)
         target.forwards = target.backwards = 0
-        stage.gradient_flags[adaptive] = [flag] if flag else []
-    return stage.gradient_flags.get(adaptive, [])
+        stage.gradient_flags[met] = [flag] if flag else []
+    return stage.gradient_flags.get(met, [])
 
 
 def _aims(stage: Stage, cell: Cell, index: Tensor) -> Tensor:

@@ -72,7 +72,10 @@ def sample_records() -> dict[str, Record]:
 
 
 def sample_results(metrics: Iterable[Metric] = ()) -> Results:
-    """Results of 2 models × undefended and defended × 2 attacks × 3 radii, and of a sweep, scored by ``metrics``."""
+    """Results of 2 models × undefended and defended × 2 attacks × 3 radii, of a sweep and of transfers both ways.
+
+    All are scored by ``metrics``.
+    """
     metrics = list(metrics)
     return Results(_Source([_row(cell, metrics) for cell in _cells()]))
 
@@ -90,6 +93,10 @@ def _cells() -> Iterable[Cell]:
                 for eps in (0.05, 0.1, 0.2):
                     access = "adaptive" if defense else None
                     yield Cell(dataset, model, None, defense, attack, Threat("linf", eps), access, 0, 24)  # type: ignore[arg-type]
+    for model, source in (models, models[::-1]):
+        yield Cell(
+            dataset, model, None, None, attacks[0], Threat("linf", 0.1), "transfer", 0, 24, source=source
+        )  # fmt: skip
     for threshold in (0.0, 0.5, 1.0):
         swept = _part("weight_perturbation", "synaptic-filter", filter="low-pass", threshold=threshold)
         for perturbation in (None, swept):

@@ -46,7 +46,11 @@ class AutoAttack(Ensemble):
         if self.options.version == "rand":
             return _apgd(loss="ce", eot_samples=EOT_SAMPLES), _apgd(loss="dlr", eot_samples=EOT_SAMPLES)
         targets = 5 if norm == "l1" else 9
-        aimed, boundary, square = _apgd(loss="dlr-targeted", targets=targets), FAB(FAB.Options()), Square(Square.Options())
+        aimed, boundary, square = (
+            _apgd(loss="dlr-targeted", targets=targets),
+            FAB(FAB.Options()),
+            Square(Square.Options()),
+        )
         if self.options.version == "standard":
             return _apgd(loss="ce", restarts=5 if norm == "l1" else 1), aimed, boundary, square
         untargeted = FAB(FAB.Options(targets=None, restarts=5))

@@ -15,5 +15,6 @@ def benchbox_reports() -> list[type[Report]]:
     from benchbox_reports.accuracy_curves import AccuracyCurves
     from benchbox_reports.heat_map import HeatMap
     from benchbox_reports.sweeps import Sweeps
+    from benchbox_reports.transfer_matrix import TransferMatrix
 
-    return [AccuracyCurves, HeatMap, Sweeps]
+    return [AccuracyCurves, HeatMap, Sweeps, TransferMatrix]

@@ -16,7 +16,7 @@ class HeatMap(api.Report):
     Options = FigureOptions
 
     def render(self, results: Results, out: Path) -> list[Path]:
-        attacked = [row for row in results.rows(weight_perturbation=None) if row.cell.attack]
+        attacked = [row for row in results.rows(weight_perturbation=None, source=None) if row.cell.attack]
         return [
             plots.save(plots.heat_map(rows), out / f"{self.name}-{stem}.{self.options.format}")
             for stem, rows in by_figure(attacked, radius=True).items()

@@ -173,6 +173,58 @@ class TestUnranked:
         assert oblivious.reasons == ("oblivious attacker",)
         assert oblivious.robust.value == 3 / 4
 
+    def test_transferred_examples_have_lines_of_their_own_and_count_against_no_other(self, board):
+        """Else a model would lose robust accuracy by the company in which it was evaluated."""
+        rows = [
+            made_row(model="a", clean="1111", robust="0111"),
+            made_row(model="a", clean="1111", robust="1100", source="b"),
+            made_row(model="a", clean="1111", robust="0111", source="c"),
+        ]
+
+        made = board(*rows)
+
+        own, from_b, from_c = (line_of(made, access=access) for access in ("", "transfer from b", "transfer from c"))
+        assert (own.rank, own.robust.value) == (1, 3 / 4)
+        assert (from_b.rank, from_b.robust.value) == (None, 2 / 4)
+        assert from_b.reasons == ("transferred examples", "breaks 2 that white-box attacks do not")
+        assert from_c.reasons == ("transferred examples",)
+        assert made.sweeps == ()
+
+    def test_transferred_examples_do_not_make_a_line_complete(self, board):
+        rows = [
+            made_row(model="a", clean="11", robust="10", attack="pgd"),
+            made_row(model="a", clean="11", robust="10", attack="square", source="b"),
+        ]
+
+        assert line_of(board(*rows), access="").missing == ("square",)
+
+    def test_an_attack_that_was_stopped_early_stands_apart_from_the_whole_one(self, board):
+        rows = [
+            made_row(model="a", clean="1111", robust="0111"),
+            made_row(model="b", clean="1111", robust="1111", max_passes=10),
+        ]
+
+        made = board(*rows)
+
+        assert made.attacks == ("pgd", "pgd within 10 passes")
+        assert line_of(made, model="b").missing == ("pgd",)
+
+    def test_a_definition_asks_for_whole_attacks(self, board):
+        made = board(
+            made_row(clean="11", robust="11", max_passes=10),
+            definition=DEFINITION + 'required = ["pgd"]',
+        )
+
+        assert made.standings[0].missing == ("pgd",)
+
+    def test_cells_of_a_curve_belong_to_the_board_of_their_radius(self, board):
+        rows = [
+            made_row(model="a", clean="1111", robust="0111"),
+            made_row(model="b", clean="1111", robust="0011", curve=(0.05, 0.1)),
+        ]
+
+        assert [line.names.model for line in board(*rows).standings if line.rank] == ["a", "b"]
+
     def test_a_line_without_an_attack_that_others_met_says_which(self, board):
         rows = [
             made_row(model="a", clean="1111", robust="1100", attack="pgd"),

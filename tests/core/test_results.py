@@ -23,6 +23,8 @@ from benchbox.rows import pack, unpack
 from benchbox.statistics import mcnemar, wilson
 from benchbox.store import Store, tables
 from builders import begin, cell, component, fill, outcome, record, scores
+from made_rows import made_row
+from made_rows import published as hold
 
 CLEAN = cell(None)
 PGD = cell("pgd", eps=8 / 255)
@@ -213,6 +215,20 @@ def test_packed_masks_follow_numpy_bit_for_bit() -> None:
 
 
 # ------------------------------------------------------------------------------------------------ tables
+
+
+def test_transferred_limited_and_curved_results_are_found_and_flat(tmp_path: Path) -> None:
+    curve = (0.05, 0.1)
+    own = made_row(clean="11", robust="10", max_passes=10, curve=curve)
+    found = hold([own, made_row(clean="11", robust="11", source="mlp", curve=curve)], tmp_path)
+
+    assert [row.key for row in found.rows(source=None)] == [own.key]
+    (transferred,) = found.rows(source="mlp", access="transfer")
+    flat = transferred.as_dict()
+    assert (flat["source"], flat["max_passes"], flat["curve"]) == ("mlp", None, "0.05 0.1")
+    assert found.row(own.key).as_dict()["max_passes"] == 10
+    assert transferred.cell.threat is not None
+    assert transferred.cell.threat.label == "linf 0.1 (curve of 2 to 0.1)"
 
 
 def test_a_row_is_flat_for_tables(results: Results) -> None:
