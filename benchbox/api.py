@@ -302,6 +302,8 @@ class Attack(Plugin):
     """Whether it can aim at a given class (``y`` is then the target)."""
     rejection_aware: ClassVar[bool] = False
     """Whether it handles a detector's "rejected" column (``AttackTarget.logits`` does it)."""
+    needs_detector: ClassVar[bool] = False
+    """Whether it has a meaning only against a detector that it knows; it then reads the raw output's last column."""
     batch_dependent: ClassVar[bool] = False
     """Whether an example's result depends on the others in its batch; the batch size is then part of the identity."""
 

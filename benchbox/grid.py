@@ -351,9 +351,10 @@ class _Expansion:
             attack: Any = choice.plugin
             if threat.norm not in attack.norms or (threat.targeted and not attack.targeted):
                 continue
-            reason = _cannot_meet(attack, defense.plugin) if defense and access == "adaptive" else None  # type: ignore[arg-type]
-            if reason and defense:
-                self._exclude(f"{choice.component.name} × {defense.component.name} × adaptive", reason)
+            reason = _cannot_meet(attack, defense.plugin if defense else None, access)  # type: ignore[arg-type]
+            if reason:
+                met = f"{defense.component.name} × {access}" if defense else "no defense"
+                self._exclude(f"{choice.component.name} × {met}", reason)
             else:
                 yield choice, threat, access
 
@@ -395,8 +396,12 @@ class _Expansion:
         self.excluded.setdefault(Exclusion(description, reason))
 
 
-def _cannot_meet(attack: Attack, defense: Defense) -> str | None:
-    """Why an adaptive ``attack`` cannot be run against ``defense``, if so."""
+def _cannot_meet(attack: Attack, defense: Defense | None, access: Access | None) -> str | None:
+    """Why ``attack`` cannot be run against ``defense`` with this ``access``, if so."""
+    if attack.needs_detector and not (defense and defense.detects and access == "adaptive"):
+        return "the attack needs a detector that it knows: run it against a defense that detects, with adaptive access"
+    if defense is None or access != "adaptive":
+        return None
     if attack.needs == "gradients" and not defense.differentiable:
         return "the defense has no differentiable surrogate and the attack needs gradients"
     if defense.detects and not attack.rejection_aware:

@@ -169,6 +169,13 @@ class ToyNoise(api.BudgetAttack):
         return (x + threat.eps * (2 * rng.uniform(x.shape[1:]) - 1)).clamp(0, 1)
 
 
+class ToySneak(ToyAttack):
+    """Against detectors only."""
+
+    name = "toy-sneak"
+    needs_detector = True
+
+
 class Contrast(api.Protected):
     """Rejects images whose brightest pixel is dimmer than 0.55."""
 
@@ -261,7 +268,7 @@ def benchbox_defenses() -> list[type[api.Defense]]:
 
 @hookimpl
 def benchbox_attacks() -> list[type[api.Attack]]:
-    return [ToyAttack, ToyNearest, ToyNoise]
+    return [ToyAttack, ToyNearest, ToyNoise, ToySneak]
 
 
 @hookimpl
