@@ -17,6 +17,8 @@ from benchbox.errors import ContractError
 from benchbox.identity import derive_seed
 from benchbox.registry import Registry
 
+GUIDES = 10  # calibration images of each class that may become guides
+
 
 @dataclass(frozen=True, slots=True)
 class Verdicts:
@@ -55,6 +57,7 @@ class Stage:
     flags: list[Flag] = field(default_factory=list)
     gradient_flags: dict[bool, list[Flag]] = field(default_factory=dict)  # by whether the attacker is adaptive
     searches: dict[str, Attempt] = field(default_factory=dict)  # of minimum-norm attacks, for all their eps
+    guides: dict[bool, api.Examples] = field(default_factory=dict)  # by whether the attacker is adaptive
 
     def reseed(self, phase: str, *parts: Any) -> None:
         """Let the defense draw anew: attacker and verdict never meet the same noise, and no cell its neighbour's."""
@@ -188,6 +191,28 @@ def verdicts(stage: Stage, examples: api.Examples) -> Verdicts:
     found = stage.batcher.map(classify, examples.images, examples.labels)
     evidence = {name.removeprefix("evidence."): found.pop(name) for name in list(found) if name.startswith("evidence.")}
     return Verdicts(found["prediction"], found["rejected"], found["loss"], evidence)
+
+
+def guides(stage: Stage, target: api.AttackTarget, cell: Cell, adaptive: bool) -> api.Examples:
+    """Of the first ``GUIDES`` calibration images of each class those that ``target`` classifies correctly and accepts.
+
+    What an attack may steer towards (:attr:`benchbox.api.AttackTarget.guides`), on the device of the search; chosen
+    once for all attackers who meet the same model, and charged to none of them.
+    """
+    if adaptive not in stage.guides:
+        calibration = stage.dataset.load("calibration", stage.execution.data_dir)
+        own = calibration.labels[:, None] == torch.arange(stage.dataset.num_classes)
+        few = calibration.take((own & (own.cumsum(0) <= GUIDES)).any(1))
+        stage.reseed("guides", cell.prefix_seed, adaptive)
+
+        def sound(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+            with torch.no_grad():  # "rejected" is no label: where it wins the raw output, the image is refused
+                return {"sound": target.model(images).argmax(1) == labels}
+
+        found = few.take(stage.batcher.map(sound, few.images, few.labels)["sound"])
+        device = stage.execution.device
+        stage.guides[adaptive] = api.Examples(found.images.to(device), found.labels.to(device))
+    return stage.guides[adaptive]
 
 
 def _check_logits(logits: Any, count: int, stage: Stage) -> None:

@@ -24,7 +24,7 @@ from benchbox.errors import BenchboxError, ContractError
 from benchbox.examples import save_examples
 from benchbox.identity import derive_seed
 from benchbox.registry import Registry
-from benchbox.stage import Attempt, Stage, create, prepare, verdicts
+from benchbox.stage import Attempt, Stage, create, guides, prepare, verdicts
 from benchbox.streams import RowRandom
 
 
@@ -136,6 +136,8 @@ def _search(stage: Stage, cell: Cell, attack: api.Attack, threat: Threat, index:
         surrogate.to(stage.execution.device).eval(), stage.dataset.num_classes,
         rejects=adaptive and bool(stage.defense and stage.defense.detects),
     )  # fmt: skip
+    if attack.needs_guides:
+        target.guides = guides(stage, target, cell, adaptive)
     vanishing = _gradient_flags(stage, target, index, adaptive) if attack.needs == "gradients" else []
     stage.reseed("search", cell.identity())
     found = search(

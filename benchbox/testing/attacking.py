@@ -88,6 +88,14 @@ def _examples(targeted: bool) -> api.Examples:
     return api.Examples(images, (labels + 1) % CLASSES if targeted else labels)
 
 
+def _guides() -> api.Examples:
+    """Images of every class but one, so that one target has no guide."""
+    images = torch.rand((100, *SHAPE), generator=same_seed())
+    with torch.no_grad():
+        labels = Oracle()(images).argmax(1)
+    return api.Examples(images, labels).take(labels != 1)
+
+
 def _check_repeatable(judge: Judge, attack: api.Attack, threat: Threat, first: Search) -> None:
     """Whether the result depends on what it may depend on, and on nothing else."""
     judge = Judge(f"{judge.place} ({threat.label})")
@@ -124,7 +132,8 @@ def _run(
 ) -> Search:
     """Let the engine run the attack, and watch over what it must not touch and must not spend."""
     oracle, examples = oracle or _oracle(attack), _examples(threat.targeted)
-    target = api.AttackTarget(oracle, CLASSES, rejects=oracle.suspicion is not None)
+    guides = _guides() if attack.needs_guides else None
+    target = api.AttackTarget(oracle, CLASSES, rejects=oracle.suspicion is not None, guides=guides)
     watched = judge.untouched(model=oracle, images=examples.images, labels=examples.labels)
     with watched, other_global_seed(global_seed):
         found = search(attack, target, examples, torch.arange(COUNT), threat, seed, batch_size)
