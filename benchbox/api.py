@@ -232,12 +232,16 @@ class AttackTarget(nn.Module):
     """The model as an attack meets it: ``target(x)`` gives the raw logits; passes are counted.
 
     Parameters need no gradients. ``rejects`` says that the logits have a "rejected" column behind the
-    ``num_classes`` classes; attacks that set ``rejection_aware`` use :meth:`logits`.
+    ``num_classes`` classes; attacks that set ``rejection_aware`` use :meth:`logits`. ``guides`` are for attacks that
+    set ``needs_guides``: a few clean calibration images of each class that the model classifies correctly and accepts,
+    the same for every batch and on its device.
     """
 
-    def __init__(self, model: nn.Module, num_classes: int, rejects: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, num_classes: int, rejects: bool = False, guides: Examples | None = None
+    ) -> None:
         super().__init__()
-        self.model, self.num_classes, self.rejects = model, num_classes, rejects
+        self.model, self.num_classes, self.rejects, self.guides = model, num_classes, rejects, guides
         self.forwards = 0  # inputs that went through the model
         self.backwards = 0  # inputs that gradients came back to
 
@@ -302,6 +306,10 @@ class Attack(Plugin):
     """Whether it can aim at a given class (``y`` is then the target)."""
     rejection_aware: ClassVar[bool] = False
     """Whether it handles a detector's "rejected" column (``AttackTarget.logits`` does it)."""
+    needs_detector: ClassVar[bool] = False
+    """Whether it has a meaning only against a detector that it knows; it then reads the raw output's last column."""
+    needs_guides: ClassVar[bool] = False
+    """Whether it steers towards clean images of other classes: ``AttackTarget.guides`` holds them."""
     batch_dependent: ClassVar[bool] = False
     """Whether an example's result depends on the others in its batch; the batch size is then part of the identity."""
     mixed: ClassVar[bool] = False

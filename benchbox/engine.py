@@ -145,7 +145,7 @@ def search_on_copy(attack: Attack, task: Task, copy: nn.Module, batch_size: int)
     original = task.target
     if copy is original.model:
         return run_task(attack, task, batch_size)
-    target = AttackTarget(copy, original.num_classes, original.rejects)
+    target = AttackTarget(copy, original.num_classes, original.rejects, original.guides)
     exact = functools.partial(_fools, original, task.threat)
     found = run_task(attack, replace(task, target=target, exact=exact), batch_size)
     polish = attack.polish()

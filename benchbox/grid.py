@@ -413,9 +413,10 @@ class _Expansion:
         accesses: Sequence[Access | None] = self.grid.access if defense else [None]
         for (choice, threat), access in itertools.product(self._able(attacks), accesses):
             attack: Any = choice.plugin
-            reason = _cannot_meet(attack, defense.plugin) if defense and access == "adaptive" else None  # type: ignore[arg-type]
-            if reason and defense:
-                self._exclude(f"{choice.component.name} × {defense.component.name} × adaptive", reason)
+            reason = _cannot_meet(attack, defense.plugin if defense else None, access)  # type: ignore[arg-type]
+            if reason:
+                met = f"{defense.component.name} × {access}" if defense else "no defense"
+                self._exclude(f"{choice.component.name} × {met}", reason)
             else:
                 yield choice, threat, access
 
@@ -431,7 +432,8 @@ class _Expansion:
     ) -> Iterator[tuple[_Choice, Threat, _Choice]]:
         """What can be made on the other ``models`` to be tried on ``model``."""
         sources = [source for source in models if source is not model]
-        for source, (choice, threat) in itertools.product(sources, self._able(attacks)):
+        undetected = [choice for choice in attacks if not choice.plugin.needs_detector]  # type: ignore[attr-defined]
+        for source, (choice, threat) in itertools.product(sources, self._able(undetected)):
             yield choice, threat, source
 
     # ---- cells
@@ -509,8 +511,12 @@ def _beyond(attack: Attack, limit: int | None) -> str | None:
     return None
 
 
-def _cannot_meet(attack: Attack, defense: Defense) -> str | None:
-    """Why an adaptive ``attack`` cannot be run against ``defense``, if so."""
+def _cannot_meet(attack: Attack, defense: Defense | None, access: Access | None) -> str | None:
+    """Why ``attack`` cannot be run against ``defense`` with this ``access``, if so."""
+    if attack.needs_detector and not (defense and defense.detects and access == "adaptive"):
+        return "the attack needs a detector that it knows: run it against a defense that detects, with adaptive access"
+    if defense is None or access != "adaptive":
+        return None
     if attack.needs == "gradients" and not defense.differentiable:
         return "the defense has no differentiable surrogate and the attack needs gradients"
     if defense.detects and not attack.rejection_aware:

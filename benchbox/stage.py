@@ -19,6 +19,8 @@ from benchbox.identity import derive_seed
 from benchbox.precision import search_copy
 from benchbox.registry import Registry
 
+GUIDES = 10  # calibration images of each class that may become guides
+
 
 @dataclass(frozen=True, slots=True)
 class Verdicts:
@@ -59,10 +61,15 @@ class Stage:
     sources: dict[str, nn.Module] = field(default_factory=dict)  # models that examples are transferred from, by digest
     searches: dict[str, Attempt] = field(default_factory=dict)  # of minimum-norm attacks and curves
     copies: dict[tuple[nn.Module, Precision], nn.Module] = field(default_factory=dict)
+    guides: dict[str, api.Examples] = field(default_factory=dict)  # by which model the attacker meets
 
     def reseed(self, phase: str, *parts: Any) -> None:
         """Let the defense draw anew: attacker and verdict never meet the same noise, and no cell its neighbour's."""
         self.rng.manual_seed(derive_seed(phase, *parts))
+
+    def met(self, cell: Cell) -> str:
+        """A name for the model that the attacker of ``cell`` meets."""
+        return cell.source.digest if cell.source else str(cell.access)
 
     def fast(self, module: nn.Module, precision: Precision) -> nn.Module:
         """A faster copy of ``module`` for searches, or itself: a copied defense might share what it draws from."""
@@ -216,6 +223,29 @@ def verdicts(stage: Stage, examples: api.Examples) -> Verdicts:
     found = stage.batcher.map(classify, examples.images, examples.labels)
     evidence = {name.removeprefix("evidence."): found.pop(name) for name in list(found) if name.startswith("evidence.")}
     return Verdicts(found["prediction"], found["rejected"], found["loss"], evidence)
+
+
+def guides(stage: Stage, target: api.AttackTarget, cell: Cell) -> api.Examples:
+    """Of the first ``GUIDES`` calibration images of each class those that ``target`` classifies correctly and accepts.
+
+    What an attack may steer towards (:attr:`benchbox.api.AttackTarget.guides`), on the device of the search; chosen
+    once for all attackers who meet the same model, and charged to none of them.
+    """
+    met = stage.met(cell)
+    if met not in stage.guides:
+        calibration = stage.dataset.load("calibration", stage.execution.data_dir)
+        own = calibration.labels[:, None] == torch.arange(stage.dataset.num_classes)
+        few = calibration.take((own & (own.cumsum(0) <= GUIDES)).any(1))
+        stage.reseed("guides", cell.prefix_seed, met)
+
+        def sound(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+            with torch.no_grad():  # "rejected" is no label: where it wins the raw output, the image is refused
+                return {"sound": target.model(images).argmax(1) == labels}
+
+        found = few.take(stage.batcher.map(sound, few.images, few.labels)["sound"])
+        device = stage.execution.device
+        stage.guides[met] = api.Examples(found.images.to(device), found.labels.to(device))
+    return stage.guides[met]
 
 
 def _check_logits(logits: Any, count: int, stage: Stage, who: str = "the model") -> None:

@@ -37,7 +37,7 @@ from benchbox.errors import BenchboxError, ContractError
 from benchbox.examples import save_examples
 from benchbox.identity import derive_seed
 from benchbox.registry import Registry
-from benchbox.stage import Attempt, Stage, create, prepare, verdicts
+from benchbox.stage import Attempt, Stage, create, guides, prepare, verdicts
 from benchbox.streams import RowRandom
 
 
@@ -191,6 +191,8 @@ def _search(
     target = api.AttackTarget(
         met, stage.dataset.num_classes, adaptive and bool(stage.defense and stage.defense.detects)
     )
+    if attack.needs_guides:
+        target.guides = guides(stage, target, cell)
     vanishing = _gradient_flags(stage, target, index, cell) if attack.needs == "gradients" else []
     stage.reseed("search", cell.identity())
     examples = api.Examples(stage.examples.images[index], _aims(stage, cell, index))
@@ -222,7 +224,7 @@ def _unseen(images: Tensor, aims: Tensor) -> Tensor:
 
 def _gradient_flags(stage: Stage, target: api.AttackTarget, index: Tensor, cell: Cell) -> list[Flag]:
     """Whether gradients vanish; looked at once for all attackers who meet the same model."""
-    met = cell.source.digest if cell.source else str(cell.access)
+    met = stage.met(cell)
     if met not in stage.gradient_flags and len(index):
         sample, device = index[: min(checks.PROBED, stage.batcher.size)], stage.execution.device
         images, labels = stage.examples.images[sample].to(device), stage.examples.labels[sample].to(device)

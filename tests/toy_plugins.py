@@ -28,11 +28,14 @@ class Toy(api.Dataset):
     class Options(api.Options):
         bright: float = 0.6
         dark: float = 0.4
+        faded: float = 1.0  # the light of every second calibration image
 
     def load(self, split: str, data_dir: Path) -> api.Examples:
         labels = torch.arange(30) % CLASSES
         images = torch.full((30, 1, 4, 4), self.options.dark)
         images[torch.arange(30), 0, labels] = self.options.bright
+        if split == "calibration":
+            images[::2] *= self.options.faded
         return api.Examples(images, labels)
 
 
@@ -169,6 +172,31 @@ class ToyNoise(api.BudgetAttack):
         return (x + threat.eps * (2 * rng.uniform(x.shape[1:]) - 1)).clamp(0, 1)
 
 
+class ToySneak(ToyAttack):
+    """Against detectors only."""
+
+    name = "toy-sneak"
+    needs_detector = True
+
+
+class ToyCopycat(api.BudgetAttack):
+    """Moves towards the first guide of the next class: as good as ``toy-attack``."""
+
+    name = "toy-copycat"
+    norms = ("linf",)
+    needs = "decisions"
+    rejection_aware = True
+    needs_guides = True
+
+    def perturb(
+        self, model: api.AttackTarget, x: Tensor, y: Tensor, threat: api.Threat, rng: api.RowRandom
+    ) -> Tensor:  # fmt: skip
+        if model.guides is None or not len(model.guides):
+            return x
+        first = (model.guides.labels == (y[:, None] + 1) % CLASSES).int().argmax(1)
+        return x + (model.guides.images[first] - x).clamp(-threat.eps, threat.eps)
+
+
 class Contrast(api.Protected):
     """Rejects images whose brightest pixel is dimmer than 0.55."""
 
@@ -261,7 +289,7 @@ def benchbox_defenses() -> list[type[api.Defense]]:
 
 @hookimpl
 def benchbox_attacks() -> list[type[api.Attack]]:
-    return [ToyAttack, ToyNearest, ToyNoise]
+    return [ToyAttack, ToyNearest, ToyNoise, ToySneak, ToyCopycat]
 
 
 @hookimpl

@@ -23,22 +23,25 @@ CLOSE = 1e-4
 
 
 class Oracle(nn.Module):
-    """A linear model with parameters; ``hard`` gives nothing but its decisions, ``refusing`` rejects every input."""
+    """A linear model with parameters; ``hard`` gives nothing but its decisions.
 
-    def __init__(self, hard: bool = False, refusing: bool = False) -> None:
+    ``suspicion`` makes it a detector, whose "rejected" column is so much larger than the largest logit.
+    """
+
+    def __init__(self, hard: bool = False, suspicion: float | None = None) -> None:
         super().__init__()
         self.linear = LinearModel.random(CLASSES, SHAPE, seed=0)
         self.weight = nn.Parameter(self.linear.weight)
         self.bias = nn.Parameter(self.linear.bias)
-        self.hard, self.refusing = hard, refusing
+        self.hard, self.suspicion = hard, suspicion
 
     def forward(self, x: Tensor) -> Tensor:
         # value by value, so that an image's logits are the same in a batch of any size
         logits = (x.flatten(1)[:, None] * self.weight).sum(2) + self.bias
         if self.hard:
             logits = nn.functional.one_hot(logits.argmax(1), CLASSES).to(logits.dtype)
-        if self.refusing:
-            logits = torch.cat([logits, logits.amax(1, keepdim=True) + 1], dim=1)
+        if self.suspicion is not None:
+            logits = torch.cat([logits, logits.amax(1, keepdim=True) + self.suspicion], dim=1)
         return logits
 
 
@@ -85,6 +88,14 @@ def _examples(targeted: bool) -> api.Examples:
     return api.Examples(images, (labels + 1) % CLASSES if targeted else labels)
 
 
+def _guides() -> api.Examples:
+    """Images of every class but one, so that one target has no guide."""
+    images = torch.rand((100, *SHAPE), generator=same_seed())
+    with torch.no_grad():
+        labels = Oracle()(images).argmax(1)
+    return api.Examples(images, labels).take(labels != 1)
+
+
 def _check_repeatable(judge: Judge, attack: api.Attack, threat: Threat, first: Search) -> None:
     """Whether the result depends on what it may depend on, and on nothing else."""
     judge = Judge(f"{judge.place} ({threat.label})")
@@ -96,13 +107,18 @@ def _check_repeatable(judge: Judge, attack: api.Attack, threat: Threat, first: S
         found = _run(judge, attack, threat, batch_size=1)
         _same(judge, first, found, "to images one by one; say batch_dependent = True", CLOSE)
     if attack.needs == "decisions":
-        found = _run(judge, attack, threat, oracle=Oracle(hard=True))
+        found = _run(judge, attack, threat, oracle=_oracle(attack, hard=True))
         _same(judge, first, found, "when all logits but the winner's are hidden; it needs scores, not decisions")
     if attack.rejection_aware:
-        claims = _run(judge, attack, threat, oracle=Oracle(refusing=True)).claimed
+        claims = _run(judge, attack, threat, oracle=Oracle(suspicion=1.0)).claimed
         judge.require(
             not claims.any(), "claims inputs that a detector refuses; ask model.logits(x, y, threat.targeted)"
         )
+
+
+def _oracle(attack: api.Attack, hard: bool = False) -> Oracle:
+    """What the attack meets; a detector that accepts everything where it needs one."""
+    return Oracle(hard, suspicion=-1.0 if attack.needs_detector else None)
 
 
 def _run(
@@ -115,8 +131,9 @@ def _run(
     global_seed: int = 0,
 ) -> Search:
     """Let the engine run the attack, and watch over what it must not touch and must not spend."""
-    oracle, examples = oracle or Oracle(), _examples(threat.targeted)
-    target = api.AttackTarget(oracle, CLASSES, rejects=oracle.refusing)
+    oracle, examples = oracle or _oracle(attack), _examples(threat.targeted)
+    guides = _guides() if attack.needs_guides else None
+    target = api.AttackTarget(oracle, CLASSES, rejects=oracle.suspicion is not None, guides=guides)
     watched = judge.untouched(model=oracle, images=examples.images, labels=examples.labels)
     with watched, other_global_seed(global_seed):
         found = search(attack, target, examples, torch.arange(COUNT), threat, seed, batch_size)

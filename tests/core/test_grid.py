@@ -272,6 +272,24 @@ def test_an_attack_that_knows_nothing_of_rejection_does_not_meet_a_detector_adap
     assert "knows nothing of rejection" in plan.excluded[0].reason
 
 
+def test_an_attack_that_needs_a_detector_meets_nothing_else(grid_file: GridFile, toys: Registry) -> None:
+    path = grid_file(
+        *(f'[[defense]]\nname = "{name}"' for name in ("none", "toy-jitter", "toy-detector")),
+        replace={
+            'name = "toy-attack"': 'name = "toy-sneak"', "batch_size": 'access = ["adaptive", "oblivious"]\nbatch_size',
+        },
+    )  # fmt: skip
+
+    plan = plan_of(path, toys)
+
+    assert {(cell.defense.name, cell.access) for cell in plan.cells if cell.defense} == {("toy-detector", "adaptive")}
+    assert [item.description for item in plan.excluded] == [
+        "toy-sneak × no defense", "toy-sneak × toy-jitter × adaptive", "toy-sneak × toy-jitter × oblivious",
+        "toy-sneak × toy-detector × oblivious",
+    ]  # fmt: skip
+    assert all("the attack needs a detector that it knows" in item.reason for item in plan.excluded)
+
+
 def test_excludes_match_all_their_fields(grid_file: GridFile, toys: Registry) -> None:
     path = grid_file(
         '[[defense]]\nname = "none"\n[[defense]]\nname = "toy-detector"\n[[weight_perturbation]]\nname = "toy-shrink"',

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 
+from benchbox.api import AttackTarget
 from benchbox.budget import allowance, distances
 from benchbox.domain import Cell, Execution, Job, Outcome, Record, Threat
 from benchbox.examples import examples_path, load_examples
 from benchbox.grid import expand, load_grid
 from benchbox.registry import Registry
 from benchbox.runner import jobs_of
-from benchbox.stage import prepare
+from benchbox.stage import guides, prepare
 from benchbox.worker import evaluate, run_job
 from toy_plugins import ToyNearest
 
@@ -147,6 +148,50 @@ def test_a_probe_that_raises_leaves_the_result(
     assert outcome.record is not None
     assert [flag.name for flag in outcome.flags] == ["probe-failed"]
     assert not outcome.flags[0].casts_doubt
+
+
+def test_an_attack_that_needs_guides_gets_calibration_images_and_others_do_not(
+    outcomes: Callable[..., list[Outcome]],
+) -> None:
+    below, above = outcomes(replace={'name = "toy-attack"': 'name = "toy-copycat"'})
+
+    assert below.record is not None
+    assert above.record is not None
+    assert not below.record.success.any()
+    assert above.record.success.all()
+    assert (above.record.prediction == (above.record.label + 1) % 3).all()
+
+
+def test_guides_are_a_few_images_of_each_class_that_are_classified_correctly(
+    grid_file: GridFile, toys: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchbox.stage.GUIDES", 4)
+    cell = expand(load_grid(grid_file()), toys, tmp_path).cells[0]
+    stage = prepare(cell, Execution(tmp_path, None, 5, threads=1), toys)
+    target = AttackTarget(stage.protected, 3)
+
+    found = guides(stage, target, cell)
+
+    assert found.labels.tolist() == [0, 1, 2] * 4
+    assert torch.equal(found.images, stage.dataset.load("calibration", tmp_path).images[:12])
+    assert (target.forwards, target.backwards) == (0, 0)
+
+
+def test_guides_are_accepted_by_the_model_that_the_attacker_meets(
+    grid_file: GridFile, toys: Registry, tmp_path: Path
+) -> None:
+    """The detector refuses what is dimmer than 0.55: 0.6 passes, 0.9 * 0.6 does not."""
+    faded = {'[dataset]\nname = "toy"': '[dataset]\nname = "toy"\nfaded = 0.9'}
+    cell = expand(load_grid(grid_file('[[defense]]\nname = "toy-detector"', replace=faded)), toys, tmp_path).cells[0]
+    stage = prepare(cell, Execution(tmp_path, None, 5, threads=1), toys)
+
+    knowing = guides(
+        stage, AttackTarget(stage.protected.surrogate(), 3, rejects=True), replace(cell, access="adaptive")
+    )
+    blind = guides(stage, AttackTarget(stage.undefended, 3), replace(cell, access="oblivious"))
+
+    assert (len(knowing), len(blind)) == (15, 30)
+    assert knowing.images.flatten(1).amax(1).min() > 0.55
 
 
 def test_a_minimum_norm_attack_runs_once_for_all_eps(outcomes: Callable[..., list[Outcome]]) -> None:
