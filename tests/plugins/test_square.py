@@ -36,7 +36,7 @@ def streams(count: int) -> RowRandom:
 @pytest.mark.parametrize("targeted", [False, True])
 @pytest.mark.parametrize(("norm", "enough"), [("linf", 1.01), ("l2", 1.1), ("l1", 1.5)])
 def test_inputs_fall_at_their_distance(norm: Norm, enough: float, targeted: bool) -> None:
-    """In L-infinity every pixel can be set by itself; in L2 a random search comes near the best direction, in L1 less so."""
+    """In L-infinity every pixel can be set by itself; in L2 a random search comes near the best, in L1 less so."""
     model = LinearModel.random(2, (1, 4, 4), seed=0)
     images = 0.3 + 0.4 * torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(1))
     labels = model(images).argmax(1)
