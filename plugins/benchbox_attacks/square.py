@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float, Int
@@ -12,8 +13,8 @@ from torch import Tensor
 
 from benchbox import api
 from benchbox.api import AttackTarget, RowRandom, Rows, StepAttack, adversarial_loss, fooled
-from benchbox.domain import Threat
-from benchbox_attacks.squares import fill, move, stripes, tiles
+from benchbox.domain import Norm, Threat
+from benchbox_attacks.squares import Change, budget, draws, fill, move, spent, stripes, tiles
 
 HALVINGS = (10, 50, 200, 1000, 2000, 4000, 6000, 8000)  # queries, of 10,000, at which p is halved
 
@@ -23,15 +24,16 @@ class Square(StepAttack):
     ECCV 2020, "Square Attack: a query-efficient black-box adversarial attack via random search", Alg. 1 to 3).
 
     The point always lies on the border of the ball: in L-infinity it starts with vertical stripes and fills squares
-    with +-eps, in L2 it starts with tiles and moves the budget of one square into another. A square covers the share
-    p of the image, which starts at ``p_init`` and is halved at fixed shares of the queries (§3.1).
+    with +-eps, in L2 and L1 it starts with tiles and moves the budget of one square into another; L1 differs in how
+    length is measured and in its more pointed bumps (Croce & Hein, ICML 2021, "Mind the box", §5). A square covers
+    the share p of the image, which starts at ``p_init`` and is halved at fixed shares of the queries (§3.1).
 
     A row makes one query per step, leaves at the first point that fools the model, and otherwise hands out the one
     of highest margin.
     """
 
     name = "square"
-    norms = ("linf", "l2")
+    norms = ("linf", "l2", "l1")
     needs = "scores"
     stochastic = True
     targeted = True
@@ -50,37 +52,68 @@ class Square(StepAttack):
 
     def start(self, x: Float[Tensor, "n c h w"], y: Int[Tensor, " n"], threat: Threat, rng: RowRandom) -> Rows:
         """See :meth:`benchbox.api.StepAttack.start`."""
-        begin = (stripes if threat.norm == "linf" else tiles)(x, threat.eps, rng)
-        return Rows.begin(x, y, rng, best=begin, loss=x.new_full((len(x),), -torch.inf))
+        x = x.contiguous()
+        begin = stripes(x, threat.eps, rng) if threat.norm == "linf" else tiles(x, threat.norm, threat.eps, rng)
+        state = {"unused": torch.zeros(len(x), dtype=torch.float64, device=x.device)}
+        return Rows.begin(x, y, rng, best=begin, loss=x.new_full((len(x),), -torch.inf), **state)
+
+    def begin_at(self, rows: Rows, points: Float[Tensor, "n c h w"]) -> Rows:
+        """See :meth:`benchbox.api.StepAttack.begin_at`: the first query is ``points``, the squares change them."""
+        return rows.replace(best=points.to(rows.x))
 
     def step(self, model: AttackTarget, rows: Rows, threat: Threat) -> Rows:
         """One query: of the starting point first, then of a change to the best point so far."""
-        propose = fill if threat.norm == "linf" else move
-        changed = propose(rows.best, rows.x, self._sides(rows), threat.eps, rows.rng)
-        first = rows.step == 0
-        point = torch.where(first[:, None, None, None], rows.best, changed)
+        point = rows.best.clone(memory_format=torch.contiguous_format)
+        changes, unused = self._change(point, rows, threat)
         with torch.no_grad():
             logits = model.logits(point, rows.y, threat.targeted)
         loss, broken = adversarial_loss(logits, rows.y, threat, "margin"), fooled(logits, rows.y, threat)
 
-        better = broken | first | (loss > rows.state["loss"])
+        better = broken | (loss > rows.state["loss"]) | (rows.step == 0)
+        for change in changes:
+            change.write(point, keep=better)
         step = rows.step + 1
         return rows.replace(
-            best=torch.where(better[:, None, None, None], point, rows.best),
+            best=point,
             broken=broken,
             done=step >= self.options.queries,
             step=step,
-            state={"loss": torch.where(better, loss, rows.state["loss"])},
+            state={
+                "loss": torch.where(better, loss, rows.state["loss"]),
+                "unused": torch.where(better, unused, rows.state["unused"]),
+            },
         )
 
-    def _sides(self, rows: Rows) -> Tensor:
-        """Side of the next square of each row, in pixels, int64 (n,)."""
-        height, width = rows.x.shape[2:]
-        sides = [
-            min(max(1, round(math.sqrt(share(step, self.options) * height * width))), height, width)
-            for step in rows.step.tolist()
-        ]
-        return torch.tensor(sides, device=rows.x.device)
+    def _change(self, point: Tensor, rows: Rows, threat: Threat) -> tuple[list[Change], Tensor]:
+        """Change ``point`` in place, the rows with equal sides together; what was changed, and what is then unused."""
+        numbers = rows.rng.uniform((draws(threat.norm, point.shape[1]),), torch.float64)
+        side_of = sides(self.options, threat.norm, *point.shape[2:])[rows.step.cpu()]
+        changes, unused = [], rows.state["unused"].clone()
+        for side in sorted(set(side_of.tolist())):
+            chosen = (side_of == side).nonzero()[:, 0].to(point.device)
+            if threat.norm == "linf":
+                changes += fill(point, rows.x, chosen, side, numbers[chosen], threat.eps) if side else []
+            elif side:
+                moved, unused[chosen] = move(point, rows.x, chosen, side, numbers[chosen], unused[chosen], threat.norm)
+                changes += moved
+            else:
+                offset = (point[chosen].double() - rows.x[chosen]).flatten(1)
+                unused[chosen] = budget(threat.norm, threat.eps) - spent(offset, threat.norm)
+        return changes, unused
+
+
+@lru_cache(maxsize=16)
+def sides(options: Square.Options, norm: Norm, height: int, width: int) -> Tensor:
+    """Side of the square at each query, in pixels, int64 (queries,); 0 at the first, which meets the starting point.
+
+    Where the budget of a square is moved, sides are odd, as in the authors' code: a bump needs room. They are also at
+    least 3, as there, but not after the last halving: on small images single pixels finish what squares began.
+    """
+    steps, last = range(1, options.queries), HALVINGS[-1] * options.queries / 10_000
+    lengths = [max(1, round(math.sqrt(share(step, options) * height * width))) for step in steps]
+    if norm != "linf":
+        lengths = [max(1 if step > last else 3, side + 1 - side % 2) for step, side in zip(steps, lengths, strict=True)]
+    return torch.tensor([0] + [min(side, height, width) for side in lengths])
 
 
 def share(step: int, options: Square.Options) -> float:

@@ -1,106 +1,165 @@
-"""Where Square Attack starts and what it tries next, in the L-infinity and the L2 ball.
+"""Where Square Attack starts and what it tries next, in the L-infinity, the L2 and the L1 ball.
 
-Andriushchenko et al., ECCV 2020, Alg. 2 and 3. Points and inputs (n, c, h, w), sides of squares int64 (n,); each row
-draws from its own stream, and always equally many numbers.
+Andriushchenko et al., ECCV 2020, Alg. 2 and 3; L1 after Croce & Hein, ICML 2021. Inputs ``x`` and points are
+contiguous (n, c, h, w). A proposal reads and writes nothing but the pixels of its squares, which all have one side:
+``rows`` int64 (g,) says which inputs get one, ``numbers`` float64 (g, draws) holds what each drew, uniform on [0, 1).
 """
 
 from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from benchbox.api import RowRandom
-from benchbox_attacks.balls import project
+from benchbox.domain import Norm
 
 TILES = 5  # tiles along the shorter side of an image
 
 
+@dataclass(frozen=True, slots=True)
+class Change:
+    """New values of one square of some rows: ``index`` int64 (g, c, pixels) counts the numbers of the whole batch."""
+
+    rows: Tensor
+    index: Tensor
+    old: Tensor
+    new: Tensor
+
+    def write(self, point: Tensor, keep: Tensor | None = None) -> None:
+        """Set the square in ``point`` to the new values, or, where ``keep``, bool (n,), is false, to the old ones."""
+        values = self.new if keep is None else torch.where(keep[self.rows][:, None, None], self.new, self.old)
+        point.view(-1).index_copy_(0, self.index.flatten(), values.flatten())
+
+
+def draws(norm: Norm, channels: int) -> int:
+    """How many numbers a row draws for a proposal: a sign for each channel, and places."""
+    return channels + (2 if norm == "linf" else 5)
+
+
 def stripes(x: Tensor, eps: float, rng: RowRandom) -> Tensor:
     """``x`` with vertical stripes, one pixel wide, of +eps or -eps in each channel (§3.3)."""
-    return project(x + eps * _signs(rng, (x.shape[1], 1, x.shape[3]), x.dtype), x, "linf", eps)
+    return (x + eps * _signs(rng, (x.shape[1], 1, x.shape[3]), x.dtype)).clamp(0.0, 1.0)
 
 
-def fill(point: Tensor, x: Tensor, side: Tensor, eps: float, rng: RowRandom) -> Tensor:
-    """``point`` with one square set to +eps or -eps in each channel (Alg. 2)."""
-    u, v = _square(x, side, rng)
-    signs = _signs(rng, (x.shape[1], 1, 1), x.dtype)
-    return torch.where(_inside(u, v, side)[:, None], project(x + eps * signs, x, "linf", eps), point)
+def fill(point: Tensor, x: Tensor, rows: Tensor, side: int, numbers: Tensor, eps: float) -> list[Change]:
+    """Set one square of ``point``, in place, to +eps or -eps in each channel (Alg. 2).
+
+    A square that already has these values gets the opposite ones: the query would tell nothing.
+    """
+    channels = x.shape[1]
+    index = _square(x, rows, side, numbers[:, channels:])
+    clean, old = _read(x, index), _read(point, index)
+    shift = eps * torch.where(numbers[:, :channels, None] < 0.5, 1.0, -1.0).to(x.dtype)
+    new = (clean + shift).clamp(0.0, 1.0)
+    same = (new == old).flatten(1).all(1)[:, None, None]
+    change = Change(rows, index, old, torch.where(same, (clean - shift).clamp(0.0, 1.0), new))
+    change.write(point)
+    return [change]
 
 
-def tiles(x: Tensor, eps: float, rng: RowRandom) -> Tensor:
+def tiles(x: Tensor, norm: Norm, eps: float, rng: RowRandom) -> Tensor:
     """``x`` with a grid of bumps, each of a random sign in each channel, of length eps altogether (§3.4)."""
     height, width = x.shape[2:]
     side = -(-min(height, width) // TILES)
-    u, v = (along[None].expand(len(x), -1, -1) for along in _grid(x))
-    shape = bump(u % side, v % side, torch.full((len(x),), side, device=x.device), x.dtype)
-    signs = _signs(rng, (x.shape[1], -(-height // side), -(-width // side)), x.dtype)
-    signs = signs.repeat_interleave(side, 2).repeat_interleave(side, 3)[:, :, :height, :width]
-    offset = signs * shape[:, None]
-    return project(x + eps * offset / _length(offset, (1, 2, 3)), x, "l2", eps)
+    down, across = -(-height // side), -(-width // side)
+    shape = bump(side, norm).to(x.device, x.dtype).repeat(down, across)
+    signs = _signs(rng, (x.shape[1], down, across), x.dtype).repeat_interleave(side, 2).repeat_interleave(side, 3)
+    offset = (signs * shape)[:, :, :height, :width].flatten(1)
+    offset = eps * offset / _root(spent(offset, norm), norm)[:, None].to(x.dtype)
+    return (x + offset.view_as(x)).clamp(0.0, 1.0)
 
 
-def move(point: Tensor, x: Tensor, side: Tensor, eps: float, rng: RowRandom) -> Tensor:
-    """``point`` with the offset of one square set to zero and its length, with all that is left of eps, given to
-    another square, whose offset is turned towards a bump (Alg. 3)."""
-    offset = point - x
-    u, v = _square(x, side, rng)
-    gaining, losing = _inside(u, v, side)[:, None], _inside(*_square(x, side, rng), side)[:, None]
-    turned = (rng.uniform((1, 1)) < 0.5).expand_as(u)
-    shape = (bump(torch.where(turned, v, u), torch.where(turned, u, v), side, x.dtype))[:, None] * gaining
-    signs = _signs(rng, (x.shape[1], 1, 1), x.dtype)
+def move(
+    point: Tensor, x: Tensor, rows: Tensor, side: int, numbers: Tensor, unused: Tensor, norm: Norm
+) -> tuple[list[Change], Tensor]:
+    """Clear one square of ``point``, in place, and give what it had, with all that is left of eps, to another, whose
+    offset is turned towards a bump (Alg. 3).
 
-    unused = (eps**2 - (offset**2).sum((1, 2, 3), keepdim=True)).clamp_min(0.0)
-    here = offset * gaining
-    nudge = signs * shape / _length(shape, (1, 2, 3))
-    towards = nudge + here / _length(here, (2, 3))
-    towards = torch.where((towards != 0).any(-1, True).any(-2, True), towards, nudge)  # a single pixel can cancel out
-    pooled = ((offset * (gaining | losing)) ** 2).sum((2, 3), keepdim=True) + unused / x.shape[1]
-    given = towards / _length(towards, (2, 3)) * pooled.sqrt()
-    return project(x + torch.where(gaining, given, offset * ~losing), x, "l2", eps)
+    ``unused`` float64 (g,), the budget less what the point has spent, comes back as it is afterwards.
+    """
+    channels = x.shape[1]
+    gaining, losing = (_square(x, rows, side, numbers[:, at : at + 2]) for at in (channels, channels + 2))
+    clean, old = _read(x, gaining), _read(point, gaining)
+    bare, full = _read(x, losing), _read(point, losing)
+    cleared = Change(rows, losing, full, bare)
+    cleared.write(point)
+    left = _read(point, gaining).double() - clean  # without the pixels that are in both squares
+    pooled = spent(full.double() - bare, norm) + spent(left, norm)
 
-
-def bump(u: Tensor, v: Tensor, side: Tensor, dtype: torch.dtype) -> Tensor:
-    """The shape η of §3.4 at row ``u`` and column ``v`` (int64 (n, h, w)) of squares of these sides: a positive and a
-    negative pyramid side by side; anything outside of 0 … side - 1."""
-    side = side[:, None, None]
-    radius, left = side // 2, side // 2
-    centre = torch.where(v < left, left // 2, left + (side - left) // 2)
-    level = radius - torch.maximum((u - radius).abs(), (v - centre).abs())
-    heights = _heights(int(radius.max()), u.device).to(dtype)
-    return heights[radius.expand_as(level), level.clamp(torch.zeros_like(radius), radius)] * torch.where(
-        v < left, 1, -1
-    )
+    shape = _bumps(side, norm, x.device)[(numbers[:, -1] < 0.5).long()][:, None]
+    nudge = torch.where(numbers[:, :channels, None] < 0.5, shape, -shape)
+    towards = nudge + _unit(old.double() - clean, norm)
+    towards = torch.where((towards != 0).any(2, True), towards, nudge)  # a single pixel can cancel out
+    share = (pooled + unused[:, None] / channels).clamp_min(0.0)
+    new = (clean + _unit(towards, norm) * _root(share, norm)[..., None]).clamp(0.0, 1.0).to(x.dtype)
+    gained = Change(rows, gaining, old, new)
+    gained.write(point)
+    return [cleared, gained], unused + (pooled - spent(new.double() - clean, norm)).sum(1)
 
 
-def _heights(largest: int, device: torch.device) -> Tensor:
-    """At [n, m] the sum over k = 0 … m of 1 / (n + 1 - k)^2, for n and m up to ``largest``; m beyond n is no level."""
-    n = torch.arange(largest + 1, device=device, dtype=torch.float64)
-    return (1 / (n[:, None] + 1 - n).clamp_min(1.0) ** 2).cumsum(1)
+def budget(norm: Norm, eps: float) -> float:
+    """What an offset of length ``eps`` takes, in the measure of :func:`spent`."""
+    return eps**2 if norm == "l2" else eps
 
 
-def _grid(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Row and column of each pixel, int64 (h, w)."""
-    rows, columns = (torch.arange(length, device=x.device) for length in x.shape[2:])
-    return rows[:, None].expand(x.shape[2:]), columns.expand(x.shape[2:])
+def spent(offset: Tensor, norm: Norm) -> Tensor:
+    """What ``offset`` takes of the budget along its last axis, float64: the sum of squares in L2, of sizes in L1."""
+    return (offset.square() if norm == "l2" else offset.abs()).sum(-1, dtype=torch.float64)
 
 
-def _square(x: Tensor, side: Tensor, rng: RowRandom) -> tuple[Tensor, Tensor]:
-    """Row and column of each pixel, int64 (n, h, w), counted from the corner of a random square within the image."""
-    room = torch.tensor(x.shape[2:], device=x.device) - side[:, None] + 1
-    corner = (rng.uniform((2,), torch.float64) * room).long()
-    u, v = _grid(x)
-    return u - corner[:, 0, None, None], v - corner[:, 1, None, None]
+@lru_cache(maxsize=64)
+def bump(side: int, norm: Norm) -> Tensor:
+    """The shape η of §3.4, float64 (side, side): a positive and a negative pyramid side by side.
+
+    A pyramid of radius n rises by 1 / (n + 1 - k)^2 at its k-th step, in L1 by the square of that.
+    """
+    line = torch.arange(side)
+    radius = side // 2
+    centre = torch.where(line < radius, radius // 2, radius + (side - radius) // 2)
+    level = radius - torch.maximum((line - radius).abs()[:, None], (line - centre).abs())
+    rise = 1 / torch.arange(radius + 1, 0, -1, dtype=torch.float64) ** (2 if norm == "l2" else 4)
+    return rise.cumsum(0)[level.clamp_min(0)] * torch.where(line < radius, 1, -1)
 
 
-def _inside(u: Tensor, v: Tensor, side: Tensor) -> Tensor:
-    side = side[:, None, None]
-    return (u >= 0) & (u < side) & (v >= 0) & (v < side)
+@lru_cache(maxsize=64)
+def _bumps(side: int, norm: Norm, device: torch.device) -> Tensor:
+    """The bump and the one that lies on its side, each of length one, float64 (2, pixels)."""
+    shape = bump(side, norm)
+    return _unit(torch.stack([shape, shape.T]).flatten(1), norm).to(device)
+
+
+@lru_cache(maxsize=64)
+def _pixels(shape: torch.Size, side: int, device: torch.device) -> Tensor:
+    """Where the numbers of a square lie in an image of this shape (c, h, w), from its corner on: (c, pixels)."""
+    offsets = torch.arange(math.prod(shape), device=device).reshape(shape)
+    return offsets[:, :side, :side].flatten(1)
+
+
+def _square(x: Tensor, rows: Tensor, side: int, place: Tensor) -> Tensor:
+    """Index (g, c, pixels) of a square of this side, whose corner the first two of ``place`` pick."""
+    _, channels, height, width = x.shape
+    line, column = (place[:, 0] * (height - side + 1)).long(), (place[:, 1] * (width - side + 1)).long()
+    corner = (rows * (channels * height) + line) * width + column
+    return corner[:, None, None] + _pixels(x.shape[1:], side, x.device)
+
+
+def _read(images: Tensor, index: Tensor) -> Tensor:
+    return images.view(-1).index_select(0, index.flatten()).view_as(index)
 
 
 def _signs(rng: RowRandom, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return 1 - 2 * rng.integers(2, shape).to(dtype)
 
 
-def _length(offset: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """Euclidean length along ``axes``, never zero."""
-    return torch.linalg.vector_norm(offset, dim=axes, keepdim=True).clamp_min(torch.finfo(offset.dtype).tiny)
+def _root(amount: Tensor, norm: Norm) -> Tensor:
+    """The length of an offset that takes this much."""
+    return amount.sqrt() if norm == "l2" else amount
+
+
+def _unit(offset: Tensor, norm: Norm) -> Tensor:
+    """``offset`` with length one along its last axis; zero stays zero."""
+    return offset / _root(spent(offset, norm), norm).clamp_min(torch.finfo(torch.float64).tiny)[..., None]
