@@ -8,6 +8,7 @@ exactly the passes that its own rows took.
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -326,11 +327,15 @@ class _StepSearch:
         """Keep what the leaving rows hand out and queue the next restart where none of them broke the model.
 
         Of several failed restarts the one with the highest loss is kept (``rows.state["loss"]``), else the last.
+        Without a budget a broken row settles nothing: the next restart may break the model nearer to the input, with
+        a higher loss; one that does not break it counts for less than any that does.
         """
-        broken = rows.broken.cpu()
+        broken, bounded = rows.broken.cpu(), math.isfinite(self.threat.eps)
         loss = (
             rows.state["loss"].detach().cpu().double() if "loss" in rows.state else torch.full(broken.shape, torch.inf)
         )
+        if not bounded:
+            loss, broken = torch.where(broken, loss, -torch.inf), torch.zeros_like(broken)
         better = broken | (self.restart[owners] == 0) | ~(loss < self.loss[owners])
         kept = owners[better]
         self.adversarial[kept] = rows.best.detach().cpu()[better].to(self.adversarial.dtype)
