@@ -17,6 +17,7 @@ def benchbox_attacks() -> list[type[api.Attack]]:
     from benchbox_attacks.carlini_wagner import CarliniWagner
     from benchbox_attacks.ddn import DDN
     from benchbox_attacks.deepfool import DeepFool
+    from benchbox_attacks.fab import FAB
     from benchbox_attacks.fgsm import FGSM
     from benchbox_attacks.fmn import FMN
     from benchbox_attacks.mi_fgsm import MIFGSM
@@ -24,4 +25,4 @@ def benchbox_attacks() -> list[type[api.Attack]]:
     from benchbox_attacks.square import Square
     from benchbox_attacks.uniform_noise import UniformNoise
 
-    return [APGD, AutoAttackReference, CarliniWagner, DDN, DeepFool, FGSM, FMN, MIFGSM, PGD, Square, UniformNoise]
+    return [APGD, AutoAttackReference, CarliniWagner, DDN, DeepFool, FAB, FGSM, FMN, MIFGSM, PGD, Square, UniformNoise]

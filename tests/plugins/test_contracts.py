@@ -48,6 +48,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "apgd": [{"steps": 10}, {"steps": 5, "loss": "dlr-targeted"}],
     "ddn": [{"steps": 15}],
     "fmn": [{"steps": 15}],
+    "fab": [{"steps": 10, "targets": 2}, {"steps": 5, "targets": 0, "restarts": 2}],
     "carlini-wagner": [{"steps": 20, "search_steps": 3, "initial_c": 1.0}],
     "square": [{"queries": 40}],
     "autoattack-reference": [{"version": "custom", "attacks": ["apgd-ce"]}],
