@@ -419,7 +419,11 @@ class StepAttack(Attack):
 
     @property
     def restarts(self) -> int:
-        """How many rows each example gets, one after another, until one is broken."""
+        """How many rows each example gets, one after another, until one is broken.
+
+        Where eps is infinite (the attack is a :class:`MinimumNormAttack` too) all of them are run. Of those that broke
+        the model the one with the highest ``state["loss"]`` is kept: minus the distance, say.
+        """
         return 1
 
     @abstractmethod

@@ -8,6 +8,7 @@ passes that its own rows took, and none of them is in vain: the next try starts 
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -283,6 +284,7 @@ class _StepSearch:
         self.claimed = torch.zeros(count, dtype=torch.bool)
         self.broken = torch.zeros(count, dtype=torch.bool)
         self.meter = _Meter(task.target, count)
+        self.bounded = math.isfinite(task.threat.eps)
 
     def run(self) -> Search:
         while (rows := self._fill()) is not None:
@@ -301,6 +303,8 @@ class _StepSearch:
                 stepped, head_owners = stepped.take(~leaving.to(stepped.y.device)), head_owners[~leaving]
             self.rows = Rows.cat([stepped, tail]) if tail else stepped
             self.owners = torch.cat([head_owners, tail_owners])
+        if not self.bounded:
+            self._claim()
         return Search(
             self.adversarial, self.claimed, self.broken, *self.meter.columns,
             self.batcher.size, self.batcher.halvings,
@@ -362,6 +366,13 @@ class _StepSearch:
         broken[claims] = held.to(claims.device)
         return rows.replace(broken=broken)
 
+    def _claim(self) -> None:
+        """Without a budget: what one further pass says of the nearest points, which nobody is charged for."""
+        judge = self.task.exact or functools.partial(_fools, self.task.target, self.task.threat)
+        with torch.no_grad():
+            found = self.batcher.map(lambda x, y: {"fooled": judge(x, y)}, self.adversarial, self.task.examples.labels)
+        self.claimed = self.broken = found["fooled"]
+
     def _spent(self, owners: Tensor) -> Tensor:
         """Which examples have no pass left, bool (n,)."""
         if self.task.max_passes is None:
@@ -371,12 +382,16 @@ class _StepSearch:
     def _release(self, rows: Rows, owners: Tensor) -> None:
         """Keep what the leaving rows hand out and queue the next try where none of them broke the model.
 
-        Of several failed tries the one with the highest loss is kept (``rows.state["loss"]``), else the last.
+        Of several failed tries the one with the highest loss is kept (``rows.state["loss"]``), else the last. Without a
+        budget a broken row settles nothing: the next try may break the model nearer to the input, with a higher loss;
+        one that does not break it counts for less than any that does.
         """
         broken = rows.broken.cpu()
         loss = (
             rows.state["loss"].detach().cpu().double() if "loss" in rows.state else torch.full(broken.shape, torch.inf)
         )
+        if not self.bounded:
+            loss, broken = torch.where(broken, loss, -torch.inf), torch.zeros_like(broken)
         better = broken | (self.restart[owners] == 0) | ~(loss < self.loss[owners])
         kept = owners[better]
         self.adversarial[kept] = rows.best.detach().cpu()[better].to(self.adversarial.dtype)

@@ -13,11 +13,13 @@ if TYPE_CHECKING:
 @hookimpl
 def benchbox_attacks() -> list[type[api.Attack]]:
     from benchbox_attacks.apgd import APGD
+    from benchbox_attacks.autoattack import AutoAttack
     from benchbox_attacks.autoattack_reference import AutoAttackReference
     from benchbox_attacks.carlini_wagner import CarliniWagner
     from benchbox_attacks.ddn import DDN
     from benchbox_attacks.deepfool import DeepFool
     from benchbox_attacks.detector_pgd import OrthogonalPGD, SelectivePGD
+    from benchbox_attacks.fab import FAB
     from benchbox_attacks.feature_matching import FeatureMatching
     from benchbox_attacks.fgsm import FGSM
     from benchbox_attacks.fmn import FMN
@@ -27,6 +29,6 @@ def benchbox_attacks() -> list[type[api.Attack]]:
     from benchbox_attacks.uniform_noise import UniformNoise
 
     return [
-        APGD, AutoAttackReference, CarliniWagner, DDN, DeepFool, FGSM, FMN, FeatureMatching, MIFGSM, OrthogonalPGD, PGD,
-        SelectivePGD, Square, UniformNoise,
+        APGD, AutoAttack, AutoAttackReference, CarliniWagner, DDN, DeepFool, FAB, FGSM, FMN, FeatureMatching, MIFGSM,
+        OrthogonalPGD, PGD, SelectivePGD, Square, UniformNoise,
     ]  # fmt: skip

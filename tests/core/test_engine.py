@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -232,6 +233,40 @@ def test_the_restart_that_breaks_the_model_is_kept_and_no_later_one_starts(linea
     assert changes(result, examples) == [1]
     assert result.claimed.all()
     assert (result.forwards == 2 + 1).all()  # two steps of the first, one of the second
+
+
+@pytest.mark.parametrize(
+    ("script", "kept"),
+    [
+        (((2.0, True), (3.0, True), (1.0, True)), 1),  # the nearest of them
+        (((9.0, False), (1.0, True), (10.0, False)), 1),  # one that fails counts for less, whatever its loss
+        (((1.0, True), (0.5, False), (0.5, False)), 0),
+    ],
+)
+def test_without_a_budget_all_restarts_are_made_and_the_best_that_broke_the_model_is_kept(linear, script, kept) -> None:
+    model, examples = linear
+    attack = Scripted(Scripted.Options())
+    attack.script = script
+
+    result = run(attack, model, examples, 7, threat=Threat("linf", math.inf))
+
+    assert changes(result, examples) == [kept]
+    assert result.claimed.all()
+    assert (result.forwards == sum(1 if broken else 2 for _, broken in script)).all()
+
+
+def test_without_a_budget_a_break_that_is_not_confirmed_counts_for_less(linear) -> None:
+    """The second is nearer, but the protected model is fooled by the first only."""
+    model, examples = linear
+    attack = Scripted(Scripted.Options())
+    attack.script = ((1.0, True), (2.0, True))
+
+    def first(x: Tensor, y: Tensor) -> Tensor:
+        return (x[:, None] - examples.images).abs().flatten(2).amax(2).amin(1) < 0.005
+
+    result = run(attack, model, examples, threat=Threat("linf", math.inf), confirm=first)
+
+    assert changes(result, examples) == [0]
 
 
 def test_a_claim_that_is_not_confirmed_goes_on_and_is_remembered(linear) -> None:

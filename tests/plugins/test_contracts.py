@@ -51,6 +51,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "feature-matching": [{"steps": 10}, {"steps": 5, "guides": 2, "step_share": 0.2}],
     "ddn": [{"steps": 15}],
     "fmn": [{"steps": 15}],
+    "fab": [{"steps": 10, "targets": 2}, {"steps": 5, "targets": 0, "restarts": 2}],
     "carlini-wagner": [{"steps": 20, "search_steps": 3, "initial_c": 1.0}],
     "square": [{"queries": 40}],
     "autoattack-reference": [{"version": "custom", "attacks": ["apgd-ce"]}],

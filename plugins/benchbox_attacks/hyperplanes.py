@@ -1,0 +1,66 @@
+"""The shortest way to a hyperplane inside the image range; tensors (n, c, h, w), one hyperplane per row.
+
+Croce & Hein, ICML 2020, "Minimally distorted adversarial examples with a fast adaptive boundary attack", §3.1 and
+appendix: by the optimality conditions every value moves equally far in L-infinity and in proportion to its slope in
+L2, until it meets its bound; in L1 the steepest values move to theirs, one after another. So one sort solves each.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from benchbox.api import ContractError
+from benchbox.domain import Norm
+
+
+def shortest_move(
+    points: Float[Tensor, "n c h w"], slope: Float[Tensor, "n c h w"], gain: Float[Tensor, " n"], norm: Norm
+) -> Float[Tensor, "n c h w"]:
+    """The move of least ``norm`` along which a linear function with this ``slope`` gains ``gain``, of any sign, and
+    which leaves ``points`` in [0, 1].
+
+    Where the image range does not let it gain so much, the move that gains most; values without slope stay where they
+    are. Computed in the dtype of ``points``. Raises ContractError for other norms than linf, l2 and l1.
+    """
+    steepest = slope.flatten(1).abs().amax(1, keepdim=True)
+    scale = torch.where(steepest > 0, steepest, 1.0)  # squares of small slopes would vanish
+    rate = slope.flatten(1) / scale * torch.where(gain < 0, -1.0, 1.0)[:, None].to(slope.dtype)
+    need = gain.abs()[:, None] / scale
+    base = points.flatten(1)
+    room = torch.where(rate > 0, 1 - base, base) * (rate != 0)
+    size = rate.abs()
+    if norm == "linf":
+        moves = torch.minimum(_level(size, room, need), room)
+    elif norm == "l2":
+        ratio = torch.where(size > 0, room / size, 0.0)
+        moves = torch.minimum(torch.minimum(_level(size**2, ratio, need), ratio) * size, room)
+    elif norm == "l1":
+        moves = _one_after_another(size, room, need)
+    else:
+        raise ContractError(f"no way to a hyperplane is defined for norm {norm!r}: use linf, l2 or l1")
+    within = (size * room).sum(1, keepdim=True) > need
+    return (rate.sign() * torch.where(within, moves, room)).reshape(points.shape)
+
+
+def _level(weight: Tensor, cap: Tensor, need: Tensor) -> Tensor:
+    """The level t (n, 1) at which ``weight`` * min(t, ``cap``) (n, d) add up to ``need`` (n, 1), if there is one."""
+    cap, order = cap.sort(dim=1)
+    weight = weight.gather(1, order)
+    full = weight * cap
+    filled = full.cumsum(1) - full  # by those that are full at a lower level
+    open_weight = weight.flip(1).cumsum(1).flip(1)  # of those that are not
+    first = (filled + open_weight * cap < need).sum(1, keepdim=True).clamp_max(cap.shape[1] - 1)
+    rising = open_weight.gather(1, first)
+    return torch.where(rising > 0, (need - filled.gather(1, first)) / rising, 0.0).clamp_min(0.0)
+
+
+def _one_after_another(size: Tensor, room: Tensor, need: Tensor) -> Tensor:
+    """Moves (n, d) that use up the ``room`` of the largest ``size`` first, until they gain ``need``."""
+    steep, order = size.sort(dim=1, descending=True, stable=True)
+    free = room.gather(1, order)
+    gains = steep * free
+    missing = (need - (gains.cumsum(1) - gains)).clamp_min(0.0)
+    moves = torch.where(steep > 0, torch.minimum(missing / steep, free), 0.0)
+    return torch.zeros_like(moves).scatter(1, order, moves)
