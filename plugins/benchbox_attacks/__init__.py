@@ -13,15 +13,21 @@ if TYPE_CHECKING:
 @hookimpl
 def benchbox_attacks() -> list[type[api.Attack]]:
     from benchbox_attacks.apgd import APGD
+    from benchbox_attacks.art_adapter import Art, ArtMinimumNorm
     from benchbox_attacks.autoattack_reference import AutoAttackReference
     from benchbox_attacks.carlini_wagner import CarliniWagner
     from benchbox_attacks.ddn import DDN
     from benchbox_attacks.deepfool import DeepFool
     from benchbox_attacks.fgsm import FGSM
     from benchbox_attacks.fmn import FMN
+    from benchbox_attacks.foolbox_adapter import Foolbox, FoolboxMinimumNorm
     from benchbox_attacks.mi_fgsm import MIFGSM
     from benchbox_attacks.pgd import PGD
     from benchbox_attacks.square import Square
+    from benchbox_attacks.torchattacks_adapter import Torchattacks, TorchattacksMinimumNorm
     from benchbox_attacks.uniform_noise import UniformNoise
 
-    return [APGD, AutoAttackReference, CarliniWagner, DDN, DeepFool, FGSM, FMN, MIFGSM, PGD, Square, UniformNoise]
+    return [
+        APGD, Art, ArtMinimumNorm, AutoAttackReference, CarliniWagner, DDN, DeepFool, FGSM, FMN, Foolbox,
+        FoolboxMinimumNorm, MIFGSM, PGD, Square, Torchattacks, TorchattacksMinimumNorm, UniformNoise,
+    ]  # fmt: skip
