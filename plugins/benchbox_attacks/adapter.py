@@ -155,9 +155,7 @@ class LibraryAttack(api.Attack):
             raise ContractError(f"{self.label} cannot aim at a class")
         seed = int(rng.integers(2**31, ())[0])
         with isolated(seed, x.device):
-            found = self._search(model, x, y, threat, seed).detach().to(x)
-        inside = found.clamp(0, 1)
-        return torch.where((found - inside).abs() <= ROUNDING, inside, found)
+            return in_range(self._search(model, x, y, threat, seed).detach().to(x))
 
     @abstractmethod
     def _search(self, model: AttackTarget, x: Tensor, y: Tensor, threat: Threat, seed: int) -> Tensor:
@@ -199,8 +197,15 @@ class LibraryAttack(api.Attack):
         return OptionError("options", f"{self.label} refuses them: {type(error).__name__}: {error}")
 
 
+def in_range(images: Tensor) -> Tensor:
+    """``images`` with the pixels on the edge that are beyond [0, 1] by rounding; others stay outside, to be seen."""
+    inside = images.clamp(0, 1)
+    return torch.where((images - inside).abs() <= ROUNDING, inside, images)
+
+
 def where_fooled(model: AttackTarget, found: Tensor, x: Tensor, y: Tensor, threat: Threat) -> Tensor:
     """``found`` where it does what the attacker wants, else the clean ``x``; costs one counted pass."""
+    found = in_range(found)
     with torch.no_grad():
         won = api.fooled(model(found), y, threat)
     return torch.where(won[:, None, None, None], found, x)

@@ -58,7 +58,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"attack": "HopSkipJumpAttack", "options": {"steps": 2, "max_gradient_eval_steps": 20}},
     ],
     "torchattacks": [{"attack": "PGD", "options": {"steps": 3}}],
-    "torchattacks-minimum-norm": [{"attack": "CW", "options": {"steps": 20}}],
+    "torchattacks-minimum-norm": [{"attack": "DeepFool", "options": {"steps": 10}}],
     "autoattack-reference": [{"version": "custom", "attacks": ["apgd-ce"]}],
 }
 SHAPES = {"digits-cnn": (1, 8, 8), "mnist-cnn": (1, 28, 28), "checkpoint": (1, 28, 28), "torchvision": (3, 64, 64)}
