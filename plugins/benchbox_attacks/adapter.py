@@ -14,12 +14,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from pydantic import BaseModel, Field, JsonValue
+from pydantic import BaseModel, Field, JsonValue, WithJsonSchema
 from torch import Tensor
 
 from benchbox import api
@@ -93,7 +93,7 @@ class LibraryAttack(api.Attack):
 
     class Options(api.Options):
         attack: str = Field(min_length=1, description="the name of the attack's class in the library")
-        options: dict[str, JsonValue] = Field(
+        options: Annotated[dict[str, JsonValue], WithJsonSchema({"type": "object"})] = Field(
             {}, description="its keyword arguments; those left out have the library's defaults"
         )
 
@@ -124,7 +124,7 @@ class LibraryAttack(api.Attack):
     def facts(self) -> Facts:
         """What the chosen attack can do. Raises ContractError where the library cannot be used."""
         if self._facts is None:
-            raise ContractError(f"{self.name} {self.unavailable()}")
+            raise ContractError(f"{self.name}: {self.unavailable()}")
         return self._facts
 
     @property

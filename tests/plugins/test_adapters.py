@@ -187,7 +187,7 @@ def test_a_start_that_cannot_be_found_leaves_its_image_clean_and_the_others_atta
 
     direct = foolbox.attacks.BoundaryAttack(steps=20)
     wrapped = foolbox.PyTorchModel(Contrast().eval(), bounds=(0, 1), device="cpu")
-    with pytest.raises(ValueError, match="init_attack failed for 3.0 of 5"):
+    with pytest.raises(ValueError, match=r"init_attack failed for 3\.0 of 5"):
         direct(wrapped, examples.images, examples.labels, epsilons=None)
 
 
