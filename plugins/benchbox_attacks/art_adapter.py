@@ -1,4 +1,7 @@
-"""The Adversarial Robustness Toolbox: its evasion attacks on image classifiers by name."""
+"""The Adversarial Robustness Toolbox: its evasion attacks on image classifiers by name.
+
+ART itself writes a settings file into the folder .art of the home directory when it is first imported.
+"""
 
 from __future__ import annotations
 
