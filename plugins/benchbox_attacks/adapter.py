@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import importlib.util
-import io
-import logging
-import random
-import warnings
 from abc import abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from pydantic import BaseModel, Field, JsonValue, WithJsonSchema
@@ -26,6 +19,7 @@ from benchbox import api
 from benchbox.api import AttackTarget, ContractError, Needs, RowRandom
 from benchbox.domain import Norm, Threat
 from benchbox.errors import OptionError
+from benchbox_attacks.isolation import isolated
 from benchbox_attacks.keywords import nearest
 
 ROUNDING = 1e-6
@@ -209,30 +203,3 @@ def where_fooled(model: AttackTarget, found: Tensor, x: Tensor, y: Tensor, threa
     with torch.no_grad():
         won = api.fooled(model(found), y, threat)
     return torch.where(won[:, None, None, None], found, x)
-
-
-@contextlib.contextmanager
-def isolated(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed the global generators of torch, NumPy and Python, from which the libraries draw, and keep inside what they
-    do to their surroundings: generators, print output, warnings, handlers of the root logger."""
-    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002 - the libraries' own
-    root = logging.getLogger()
-    handlers = list(root.handlers)
-    try:
-        with (
-            torch.random.fork_rng([device] if device.type == "cuda" else []),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),  # progress bars that cannot be turned off
-            warnings.catch_warnings(),
-        ):
-            warnings.simplefilter("ignore")
-            torch.default_generator.manual_seed(seed)
-            if device.type == "cuda":
-                torch.cuda.manual_seed_all(seed)
-            np.random.seed(seed)  # noqa: NPY002
-            random.seed(seed)
-            yield
-    finally:
-        root.handlers[:] = handlers
-        np.random.set_state(numpy_state)  # noqa: NPY002
-        random.setstate(python_state)

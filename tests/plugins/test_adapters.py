@@ -29,9 +29,10 @@ from benchbox.runner import run
 from benchbox.testing.contracts import check_attack
 from benchbox.testing.oracles import LinearModel
 from benchbox.worker import run_job
-from benchbox_attacks.adapter import Library, LibraryAttack, isolated
+from benchbox_attacks.adapter import Library, LibraryAttack
 from benchbox_attacks.art_adapter import ART, Art, ArtMinimumNorm
 from benchbox_attacks.foolbox_adapter import FOOLBOX, Foolbox, FoolboxMinimumNorm
+from benchbox_attacks.isolation import isolated
 from benchbox_attacks.torchattacks_adapter import TORCHATTACKS, Torchattacks, TorchattacksMinimumNorm
 
 REGISTRY = Registry.discover()
