@@ -298,11 +298,12 @@ def adversarial_loss(
 
 
 class Attack(Plugin):
-    """What all attacks share."""
+    """What all attacks share. ``norms``, ``needs`` and ``targeted`` are class facts, or properties that look at the
+    options: what counts is the instance."""
 
-    norms: ClassVar[tuple[Norm, ...]]
-    needs: ClassVar[Needs] = "gradients"
-    targeted: ClassVar[bool] = False
+    norms: tuple[Norm, ...]
+    needs: Needs = "gradients"
+    targeted: bool = False
     """Whether it can aim at a given class (``y`` is then the target)."""
     rejection_aware: ClassVar[bool] = False
     """Whether it handles a detector's "rejected" column (``AttackTarget.logits`` does it)."""

@@ -369,9 +369,15 @@ class _StepSearch:
     def _claim(self) -> None:
         """Without a budget: what one further pass says of the nearest points, which nobody is charged for."""
         judge = self.task.exact or functools.partial(_fools, self.task.target, self.task.threat)
+        confirm = self.task.confirm or (lambda x, y: torch.ones_like(y, dtype=torch.bool))
+
+        def look(x: Tensor, y: Tensor) -> dict[str, Tensor]:
+            return {"claimed": judge(x, y), "held": confirm(x, y)}
+
         with torch.no_grad():
-            found = self.batcher.map(lambda x, y: {"fooled": judge(x, y)}, self.adversarial, self.task.examples.labels)
-        self.claimed = self.broken = found["fooled"]
+            found = self.batcher.map(look, self.adversarial, self.task.examples.labels)
+        self.claimed |= found["claimed"]
+        self.broken = found["claimed"] & found["held"]
 
     def _spent(self, owners: Tensor) -> Tensor:
         """Which examples have no pass left, bool (n,)."""

@@ -216,7 +216,7 @@ def _offer(kind: Kind, offered: object, provider: str, version: str) -> Offer:
         raise PluginError(f"{place} does not say its {' and '.join(missing)}: set it in the class")
     if not (isinstance(plugin.Options, type) and issubclass(plugin.Options, api.Options)):
         raise PluginError(f"{place}.Options must derive from benchbox.api.Options")
-    if kind == "attack":
+    if kind == "attack" and not isinstance(plugin.norms, property):
         _check_norms(plugin.norms, place)
     return Offer(kind, name, plugin, provider, version)
 

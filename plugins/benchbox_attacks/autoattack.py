@@ -53,7 +53,7 @@ class AutoAttack(Ensemble):
         )
         if self.options.version == "standard":
             return _apgd(loss="ce", restarts=5 if norm == "l1" else 1), aimed, boundary, square
-        untargeted = FAB(FAB.Options(targets=None, restarts=5))
+        untargeted = FAB(FAB.Options(targets=0, restarts=5))
         return _apgd(loss="ce", restarts=5), _apgd(loss="dlr", restarts=5), untargeted, square, aimed, boundary
 
 

@@ -251,7 +251,6 @@ def test_without_a_budget_all_restarts_are_made_and_the_best_that_broke_the_mode
     result = run(attack, model, examples, 7, threat=Threat("linf", math.inf))
 
     assert changes(result, examples) == [kept]
-    assert result.claimed.all()
     assert (result.forwards == sum(1 if broken else 2 for _, broken in script)).all()
 
 

@@ -54,6 +54,15 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "fab": [{"steps": 10, "targets": 2}, {"steps": 5, "targets": 0, "restarts": 2}],
     "carlini-wagner": [{"steps": 20, "search_steps": 3, "initial_c": 1.0}],
     "square": [{"queries": 40}],
+    "art": [{"attack": "ProjectedGradientDescent", "options": {"max_iter": 3}}],
+    "art-minimum-norm": [{"attack": "HopSkipJump", "options": {"max_iter": 2, "max_eval": 100, "init_eval": 10}}],
+    "foolbox": [{"attack": "LinfPGD", "options": {"steps": 3}}, {"attack": "L2PGD", "options": {"steps": 3}}],
+    "foolbox-minimum-norm": [
+        {"attack": "L2FMNAttack", "options": {"steps": 10}},
+        {"attack": "HopSkipJumpAttack", "options": {"steps": 2, "max_gradient_eval_steps": 20}},
+    ],
+    "torchattacks": [{"attack": "PGD", "options": {"steps": 3}}],
+    "torchattacks-minimum-norm": [{"attack": "DeepFool", "options": {"steps": 10}}],
     "autoattack-reference": [{"version": "custom", "attacks": ["apgd-ce"]}],
 }
 SHAPES = {"digits-cnn": (1, 8, 8), "mnist-cnn": (1, 28, 28), "checkpoint": (1, 28, 28), "torchvision": (3, 64, 64)}
