@@ -8,6 +8,8 @@ are compared with foolbox and torchattacks where these are installed.
 from __future__ import annotations
 
 import argparse
+import importlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -136,24 +138,16 @@ def official(case: Case) -> tuple[Tensor, float]:
 
 def library(name: str, case: Case, attack: str, steps: int) -> tuple[Tensor, float]:
     """What withstood PGD or FGSM of foolbox or torchattacks, called directly."""
-    eps, points = case.threat.eps, []
-    for x, y in zip(case.images.split(BATCH), case.labels.split(BATCH), strict=True):
+    peer, eps, points = importlib.import_module(name), case.threat.eps, []
+    for start in range(0, len(case.labels), BATCH):
+        x, y = case.images[start : start + BATCH], case.labels[start : start + BATCH]
         if name == "foolbox":
-            import foolbox
-
-            model = foolbox.PyTorchModel(case.model, bounds=(0, 1))
-            step = foolbox.attacks.FGSM() if attack == "fgsm" else foolbox.attacks.LinfPGD(
-                rel_stepsize=2.5 / steps, steps=steps
-            )  # fmt: skip
-            points.append(step(model, x, y, epsilons=eps)[1])
+            model = peer.PyTorchModel(case.model, bounds=(0, 1))
+            pgd = peer.attacks.LinfPGD(rel_stepsize=2.5 / steps, steps=steps)
+            points.append((peer.attacks.FGSM() if attack == "fgsm" else pgd)(model, x, y, epsilons=eps)[1])
         else:
-            import torchattacks
-
-            points.append(
-                torchattacks.FGSM(case.model, eps=eps)(x, y)
-                if attack == "fgsm"
-                else torchattacks.PGD(case.model, eps=eps, alpha=2.5 * eps / steps, steps=steps)(x, y)
-            )
+            pgd = peer.PGD(case.model, eps=eps, alpha=2.5 * eps / steps, steps=steps)
+            points.append((peer.FGSM(case.model, eps=eps) if attack == "fgsm" else pgd)(x, y))
     with torch.no_grad():
         return case.model(torch.cat(points)).argmax(1) == case.labels, 0.0
 
@@ -243,8 +237,6 @@ def compare(case: str, examples: int, repeats: int, threads: int) -> list[Figure
 
 def compare_simple(case: str, examples: int, repeats: int, threads: int) -> list[Figure]:
     """PGD and FGSM beside the libraries that are installed."""
-    import importlib.util
-
     peers = [name for name in ("foolbox", "torchattacks") if importlib.util.find_spec(name)]
     figures = []
     for attack in ("pgd", "fgsm"):

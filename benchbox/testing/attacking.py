@@ -55,8 +55,8 @@ def check_attack(attack: api.Attack) -> None:
     """
     judge = check_plugin("attack", attack)
     judge.require(
-        isinstance(attack, api.BudgetAttack | api.MinimumNormAttack | api.StepAttack),
-        "is no BudgetAttack, MinimumNormAttack or StepAttack; derive it from one of them",
+        isinstance(attack, api.BudgetAttack | api.MinimumNormAttack | api.StepAttack | api.Ensemble),
+        "is no BudgetAttack, MinimumNormAttack, StepAttack or Ensemble; derive it from one of them",
     )
     judge.require(
         isinstance(attack.norms, tuple) and len(attack.norms) > 0 and set(attack.norms) <= set(get_args(Norm)),

@@ -38,24 +38,26 @@ class AutoAttack(Ensemble):
 
     class Options(api.Options):
         version: Literal["standard", "plus", "rand"] = Field("standard", description="which ensemble; see above")
+        steps: int = Field(100, ge=1, description="steps of each try of APGD and FAB")
+        queries: int = Field(5000, ge=1, description="queries of Square")
 
     options: Options
 
     def members(self, norm: Norm) -> tuple[Attack, ...]:
         """See :meth:`benchbox.api.Ensemble.members`."""
         if self.options.version == "rand":
-            return _apgd(loss="ce", eot_samples=EOT_SAMPLES), _apgd(loss="dlr", eot_samples=EOT_SAMPLES)
-        targets = 5 if norm == "l1" else 9
-        aimed, boundary, square = (
-            _apgd(loss="dlr-targeted", targets=targets),
-            FAB(FAB.Options()),
-            Square(Square.Options()),
-        )
+            return self._apgd(loss="ce", eot_samples=EOT_SAMPLES), self._apgd(loss="dlr", eot_samples=EOT_SAMPLES)
+        aimed = self._apgd(loss="dlr-targeted", targets=5 if norm == "l1" else 9)
+        boundary, square = self._fab(), Square(Square.Options(queries=self.options.queries))
         if self.options.version == "standard":
-            return _apgd(loss="ce", restarts=5 if norm == "l1" else 1), aimed, boundary, square
-        untargeted = FAB(FAB.Options(targets=0, restarts=5))
-        return _apgd(loss="ce", restarts=5), _apgd(loss="dlr", restarts=5), untargeted, square, aimed, boundary
+            return self._apgd(loss="ce", restarts=5 if norm == "l1" else 1), aimed, boundary, square
+        untargeted = self._fab(targets=0, restarts=5)
+        return (
+            self._apgd(loss="ce", restarts=5), self._apgd(loss="dlr", restarts=5), untargeted, square, aimed, boundary,
+        )  # fmt: skip
 
+    def _apgd(self, **options: object) -> APGD:
+        return APGD(APGD.Options.model_validate({"steps": self.options.steps, **options}))
 
-def _apgd(**options: object) -> APGD:
-    return APGD(APGD.Options.model_validate(options))
+    def _fab(self, **options: object) -> FAB:
+        return FAB(FAB.Options.model_validate({"steps": self.options.steps, **options}))

@@ -63,6 +63,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     ],
     "torchattacks": [{"attack": "PGD", "options": {"steps": 3}}],
     "torchattacks-minimum-norm": [{"attack": "DeepFool", "options": {"steps": 10}}],
+    "autoattack": [{"steps": 3, "queries": 5, "version": version} for version in ("standard", "plus", "rand")],
     "autoattack-reference": [{"version": "custom", "attacks": ["apgd-ce"]}],
 }
 SHAPES = {"digits-cnn": (1, 8, 8), "mnist-cnn": (1, 28, 28), "checkpoint": (1, 28, 28), "torchvision": (3, 64, 64)}
