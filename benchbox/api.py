@@ -310,6 +310,16 @@ class Attack(Plugin):
         """Passes per example at most, a backward pass counting as two; None: unknown. For the estimate of a plan."""
         return None
 
+    @property
+    def eot_samples(self) -> int:
+        """Over how many draws of a random defense it averages each gradient: the option of this name, else 1."""
+        return int(getattr(self.options, "eot_samples", 1))
+
+    @property
+    def min_classes(self) -> int:
+        """With how many classes or more it is what its source describes; with fewer it falls back to something else."""
+        return 2
+
 
 class BudgetAttack(Attack):
     """An attack that stays within ``threat.eps``."""

@@ -19,6 +19,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from benchbox import watch
 from benchbox.api import Attack, AttackTarget, BudgetAttack, Examples, MinimumNormAttack, Rows, StepAttack, fooled
 from benchbox.domain import Threat
 from benchbox.errors import ContractError
@@ -32,6 +33,7 @@ Confirm = Callable[[Tensor, Tensor], Tensor]
 Progress = Callable[[int], None]
 """Called with the number of examples that were finished since the last call."""
 
+LOOK_EVERY = 3  # steps of the engine between two looks at the losses
 _MEMORY_ERRORS = ("out of memory", "can't allocate memory", "cannot allocate memory", "status_alloc_failed")
 
 
@@ -46,6 +48,8 @@ class Search:
     seconds: Tensor  # float32 (n,): the example's share of the wall time
     batch_size: int = 0  # the size that memory allowed
     halvings: int = 0  # how often memory ran out: results of a ``batch_dependent`` attack then depend on the machine
+    met: Tensor | None = None  # bool (n,): a BudgetAttack came past an input in its budget that fools the target
+    losses: Tensor | None = None  # float64 (n, 3): see ``watch.Losses``; of a StepAttack whose rows have a "loss"
 
 
 def search(
@@ -212,7 +216,8 @@ def _whole(
 
     def run(x: Tensor, y: Tensor, position: Tensor, owners: Tensor) -> dict[str, Tensor]:
         meter.reset()
-        found = attack.perturb(target, x, y, threat, RowRandom.of_examples(seed, position))
+        with watch.path(target, x, y, threat) as met:
+            found = attack.perturb(target, x, y, threat, RowRandom.of_examples(seed, position))
         if found.shape != x.shape:
             raise ContractError(f"{attack.name} returned shape {tuple(found.shape)} for inputs {tuple(x.shape)}")
         found = found.detach().to(x.dtype)
@@ -221,10 +226,11 @@ def _whole(
             claimed = fooled(target.logits(found, y, threat.targeted), y, threat)
         if on_progress:
             on_progress(len(x))
-        return {"adversarial": found, "claimed": claimed}
+        return {"adversarial": found, "claimed": claimed, "met": met}
 
     results = batcher.map(run, examples.images, examples.labels, index, torch.arange(len(examples)))
-    return Search(results["adversarial"], results["claimed"], *meter.columns, batcher.size, batcher.halvings)
+    met = results["met"] if isinstance(attack, BudgetAttack) else None
+    return Search(results["adversarial"], results["claimed"], *meter.columns, batcher.size, batcher.halvings, met)
 
 
 class _StepSearch:
@@ -259,6 +265,8 @@ class _StepSearch:
         self.loss = torch.full((count,), -torch.inf, dtype=torch.float64)
         self.claimed = torch.zeros(count, dtype=torch.bool)
         self.meter = _Meter(target, count)
+        self.watched = watch.Losses(count, batcher.device)
+        self.steps = 0
 
     def run(self) -> Search:
         while (rows := self._fill()) is not None:
@@ -270,13 +278,21 @@ class _StepSearch:
                 continue
             head_owners, tail_owners = self.owners[:count], self.owners[count:]
             stepped = self._confirmed(stepped, head_owners)
+            self._watch(stepped, head_owners)
             staying = ~(stepped.broken | stepped.done).cpu()
             self.meter.charge(head_owners)
             self._release(stepped.take(~staying), head_owners[~staying])
             remaining = stepped if staying.all() else stepped.take(staying)
             self.rows = Rows.cat([remaining, tail]) if tail else remaining
             self.owners = torch.cat([head_owners[staying], tail_owners])
-        return Search(self.adversarial, self.claimed, *self.meter.columns, self.batcher.size, self.batcher.halvings)
+        batch = self.batcher.size, self.batcher.halvings
+        return Search(self.adversarial, self.claimed, *self.meter.columns, *batch, losses=self.watched.path)
+
+    def _watch(self, rows: Rows, owners: Tensor) -> None:
+        """Look at the losses every few steps: enough to know them near the end, and cheap."""
+        if "loss" in rows.state and self.steps % LOOK_EVERY == 0:
+            self.watched.look(owners, rows.step, rows.state["loss"])
+        self.steps += 1
 
     def _fill(self) -> Rows | None:
         """The rows under way, with free places taken from the queue; None when no work is left."""
@@ -331,6 +347,8 @@ class _StepSearch:
         loss = (
             rows.state["loss"].detach().cpu().double() if "loss" in rows.state else torch.full(broken.shape, torch.inf)
         )
+        if "loss" in rows.state and not broken.all():
+            self.watched.end(owners, rows.step, rows.state["loss"])
         better = broken | (self.restart[owners] == 0) | ~(loss < self.loss[owners])
         kept = owners[better]
         self.adversarial[kept] = rows.best.detach().cpu()[better].to(self.adversarial.dtype)
