@@ -49,7 +49,7 @@ class Search:
     batch_size: int = 0  # the size that memory allowed
     halvings: int = 0  # how often memory ran out: results of a ``batch_dependent`` attack then depend on the machine
     met: Tensor | None = None  # bool (n,): a BudgetAttack came past an input in its budget that fools the target
-    losses: Tensor | None = None  # float64 (n, 3): see ``watch.Losses``; of a StepAttack whose rows have a "loss"
+    losses: Tensor | None = None  # float64 (n, 4): see ``watch.Losses``; of a StepAttack whose rows have a "loss"
 
 
 def search(
@@ -266,7 +266,7 @@ class _StepSearch:
         self.claimed = torch.zeros(count, dtype=torch.bool)
         self.meter = _Meter(target, count)
         self.watched = watch.Losses(count, batcher.device)
-        self.steps = 0
+        self.steps, self.filled = 0, False
 
     def run(self) -> Search:
         while (rows := self._fill()) is not None:
@@ -289,10 +289,10 @@ class _StepSearch:
         return Search(self.adversarial, self.claimed, *self.meter.columns, *batch, losses=self.watched.path)
 
     def _watch(self, rows: Rows, owners: Tensor) -> None:
-        """Look at the losses every few steps: enough to know them near the end, and cheap."""
-        if "loss" in rows.state and self.steps % LOOK_EVERY == 0:
+        """Look at the first loss of every row, and then every few steps: enough to know those near the end."""
+        if "loss" in rows.state and (self.filled or self.steps % LOOK_EVERY == 0):
             self.watched.look(owners, rows.step, rows.state["loss"])
-        self.steps += 1
+        self.steps, self.filled = self.steps + 1, False
 
     def _fill(self) -> Rows | None:
         """The rows under way, with free places taken from the queue; None when no work is left."""
@@ -307,6 +307,7 @@ class _StepSearch:
             fresh = fresh.replace(restart=restart)
             self.rows = Rows.cat([self.rows, fresh]) if self.rows else fresh
             self.owners = torch.cat([self.owners, new])
+            self.filled = True
         return self.rows if len(self.owners) else None
 
     def _step(self, rows: Rows) -> Rows:

@@ -20,10 +20,11 @@ from benchbox.watch import Derivatives
 NEIGHBOURS = 8  # I2: random neighbours of each input
 NEAR = 8 / 255  # I2: their L-inf distance at most, as in the authors' code
 UNSTABLE = 0.5  # I2: mean relative change of the margin
-RISE = 0.05  # I4: share of the whole rise that the last tenth of the steps may bring, as in the authors' code
+STEADY = 0.95  # I4: the slope of the loss at the end, as a share of its mean slope
+MOVED = 1e-3  # I4: the least rise of the loss, relative to it or to 1, that is one
 FEW = 0.05  # I3, I5, I6: share of the inputs for which an indicator may hold
 SATURATED = 0.1  # I1: likewise; a few inputs on which the loss is flat are no masked gradient
-MANY = 0.25  # I4: likewise; some rows of any attack are still on the move
+MOST = 0.75  # I4: share of the rows that moved; on honest models up to half of them rise to the end
 
 
 def of_gradients(
@@ -108,21 +109,24 @@ def silent_success(met: Tensor, claimed: Tensor) -> Flag | None:
     )
 
 
-def incomplete_optimisation(path: Tensor) -> Flag | None:
-    """I4: the losses of examples that withstood the attack were still rising when its steps were spent.
+def incomplete_optimisation(path: Tensor, withstood: Tensor) -> Flag | None:
+    """I4: the losses of examples that withstood the attack rose, in the last tenth of its steps, as fast as on average:
+    the steps were spent before the optimum was near.
 
-    ``path`` (m, 3): the first loss, that of about a tenth before the end, and the last (``benchbox.watch.Losses``) of
-    the examples that withstood; rows with NaN are unknown and count as completed.
+    ``path`` (n, 4) is :attr:`benchbox.watch.Losses.path`, ``withstood`` bool (n,). Rows whose loss hardly rose at all
+    are no case of this, and neither are rows of too few steps (NaN). The authors' code asks for a twentieth of the rise
+    in the last ten steps, which sound attacks with a fixed step size do not keep either.
     """
-    first, before, last = path.double().unbind(1)
+    first, before, last, left = path[withstood].double().unbind(1)
     whole = last - first
-    rising = int(((last - before > RISE * whole) & (whole > 1e-3 * last.abs().clamp_min(1))).sum())
-    if rising <= MANY * len(path):
+    moving = (whole > MOVED * last.abs().clamp_min(1)) & before.isfinite()
+    rising = int((moving & (last - before >= STEADY * left * whole)).sum())
+    if rising < 2 or rising <= FEW * len(path) or rising <= MOST * int(moving.sum()):
         return None
     return Flag(
         "incomplete-optimisation",
-        f"the last tenth of the steps still raised the loss of {rising} of {len(path)} examples that withstood",
-        "give the attack more steps or larger ones",
+        f"the last tenth of the steps raised the loss as much as any other on {rising} of {len(path)} examples",
+        "give the attack more or larger steps, or add a stronger one",
     )
 
 

@@ -55,8 +55,9 @@ class Losses:
     def __init__(self, count: int, device: torch.device | str = "cpu") -> None:
         # first loss, step and loss of the mark before the latest, step and loss of the latest
         self._marks = torch.zeros(count, 5, dtype=torch.float64, device=device)
-        self.path = torch.full((count, 3), torch.nan, dtype=torch.float64)
-        """float64 (count, 3): the first loss, one at 80 to 91 % of the budget, the last; NaN where there is none."""
+        self.path = torch.full((count, 4), torch.nan, dtype=torch.float64)
+        """float64 (count, 4): the first loss, one at 80 to 91 % of the steps, the last, and the share of the steps
+        between the latter two; NaN where the row had too few steps."""
 
     def look(self, owners: Tensor, step: Tensor, loss: Tensor) -> None:
         """Note the ``loss`` (m,) of the rows of the examples ``owners`` (int64, m) after ``step`` (int64, m) steps.
@@ -75,8 +76,9 @@ class Losses:
         """Note the last loss of rows that leave, and with it :attr:`path`."""
         first, older_step, older, latest_step, latest = self._marks[owners].unbind(1)
         early = SPACING * latest_step <= step
-        before = torch.where(early, latest, torch.where(older_step > 0, older, torch.nan))
-        self.path[owners] = torch.stack([first, before, loss.detach().double()], dim=1).cpu()
+        at = torch.where(early, latest_step, torch.where(older_step > 0, older_step, torch.nan))
+        before, left = torch.where(early, latest, older), (step - at) / step
+        self.path[owners] = torch.stack([first, before, loss.detach().double(), left], dim=1).cpu()
 
 
 class Derivatives(TorchFunctionMode):
@@ -103,4 +105,4 @@ class Derivatives(TorchFunctionMode):
         return func(*args, **named)
 
 
-_READ_GRAD = Tensor.__dict__["grad"].__get__ if "grad" in Tensor.__dict__ else torch._C.TensorBase.grad.__get__
+_READ_GRAD = torch._C.TensorBase.grad.__get__  # the descriptor of Tensor.grad

@@ -112,12 +112,12 @@ def _doubts(stage: Stage, cell: Cell, attempt: Attempt, record: Record) -> list[
 def _weaknesses(stage: Stage, cell: Cell, attempt: Attempt, record: Record) -> list[Flag]:
     """Signs that the attack could have done better on what withstood it (Indicators of Attack Failure)."""
     attack: api.Attack = create(stage.registry, cell.attack)  # type: ignore[arg-type]
-    search, withstood = attempt.found, torch.from_numpy(record.robust[record.attacked])
+    search, withstood = attempt.found, torch.from_numpy(record.attacked & ~record.success)[_attackable(stage)]
     found = []
     if search.met is not None and cell.access != "oblivious" and not attempt.stood_in:
         found.append(indicators.silent_success(search.met, search.claimed))
-    if search.losses is not None and attack.needs == "gradients" and withstood.any():
-        found.append(indicators.incomplete_optimisation(search.losses[withstood]))
+    if search.losses is not None and attack.needs == "gradients":
+        found.append(indicators.incomplete_optimisation(search.losses, withstood))
     found.append(_unconstrained(stage, cell, attack, search))
     return [flag for flag in found if flag]
 
