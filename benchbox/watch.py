@@ -77,7 +77,7 @@ class Losses:
         first, older_step, older, latest_step, latest = self._marks[owners].unbind(1)
         early = SPACING * latest_step <= step
         at = torch.where(early, latest_step, torch.where(older_step > 0, older_step, torch.nan))
-        before, left = torch.where(early, latest, older), (step - at) / step
+        before, left = torch.where(at.isnan(), at, torch.where(early, latest, older)), (step - at) / step
         self.path[owners] = torch.stack([first, before, loss.detach().double(), left], dim=1).cpu()
 
 
@@ -105,4 +105,4 @@ class Derivatives(TorchFunctionMode):
         return func(*args, **named)
 
 
-_READ_GRAD = torch._C.TensorBase.grad.__get__  # the descriptor of Tensor.grad
+_READ_GRAD = vars(torch._C.TensorBase)["grad"].__get__  # the descriptor of Tensor.grad

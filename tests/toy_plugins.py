@@ -100,7 +100,9 @@ class Misbehaving(RowSums):
                 return super().forward(x - 0.01 * slope(super().forward, x, graph=True))
             case "rugged":
                 total = x.flatten(1).sum(1, keepdim=True)  # of clean images a multiple of 0.1
-                return logits + 3 * torch.sin(1e4 * (total - total.mul(10).round() / 10) * torch.tensor([1.0, 2.0, 3.0]))
+                return logits + 3 * torch.sin(
+                    1e4 * (total - total.mul(10).round() / 10) * torch.tensor([1.0, 2.0, 3.0])
+                )
             case "reversed":
                 return 2 * logits.detach() - logits
             case "nan-when-dim":  # clean images are brighter

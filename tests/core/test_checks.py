@@ -82,6 +82,14 @@ def test_derivatives_that_the_attacker_sees_through_are_no_doubt(run: Run) -> No
     assert "dynamic-model" not in names(outcome)
 
 
+@pytest.mark.parametrize("method", ["saliency", "input-x-gradient", "integrated-gradients", "occlusion"])
+@pytest.mark.parametrize("defense", ["attribution-mask", "attribution-detector"])
+def test_the_built_in_defenses_are_not_called_dynamic(run: Run, defense: str, method: str) -> None:
+    (outcome,) = run("honest", PGD, f'[[defense]]\nname = "{defense}"\nmethod = "{method}"')
+
+    assert not {"dynamic-model", "stochastic-without-eot"} & set(names(outcome))
+
+
 def test_derivatives_mislead_only_who_follows_gradients(run: Run) -> None:
     (outcome,) = run("optimises", 'name = "toy-attack"')
 
