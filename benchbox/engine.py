@@ -11,7 +11,7 @@ import gc
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from typing import TypeVar
@@ -212,11 +212,11 @@ def _whole(
     on_progress: Progress | None,
 ) -> Search:
     """Plain batches. The claim is what one further pass of the target says, which nobody is charged for."""
-    meter = _Meter(target, len(examples))
+    meter, bounded = _Meter(target, len(examples)), isinstance(attack, BudgetAttack)
 
     def run(x: Tensor, y: Tensor, position: Tensor, owners: Tensor) -> dict[str, Tensor]:
         meter.reset()
-        with watch.path(target, x, y, threat) as met:
+        with watch.path(target, x, y, threat) if bounded else nullcontext(torch.zeros_like(y).bool()) as met:
             found = attack.perturb(target, x, y, threat, RowRandom.of_examples(seed, position))
         if found.shape != x.shape:
             raise ContractError(f"{attack.name} returned shape {tuple(found.shape)} for inputs {tuple(x.shape)}")
@@ -229,7 +229,7 @@ def _whole(
         return {"adversarial": found, "claimed": claimed, "met": met}
 
     results = batcher.map(run, examples.images, examples.labels, index, torch.arange(len(examples)))
-    met = results["met"] if isinstance(attack, BudgetAttack) else None
+    met = results["met"] if bounded else None
     return Search(results["adversarial"], results["claimed"], *meter.columns, batcher.size, batcher.halvings, met)
 
 

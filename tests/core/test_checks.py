@@ -130,6 +130,12 @@ def test_an_unlimited_budget_is_tried_once_for_all_radii(run: Run) -> None:
     assert outcomes[0].record.forwards.sum() == 12 * 11  # what the check costs is not the attack's
 
 
+def test_an_attack_without_a_limit_that_finds_nothing_is_flagged(run: Run) -> None:
+    (outcome,) = run("reversed", 'name = "ddn"', '[[threat]]\nnorm = "l2"\neps = 0.1')
+
+    assert "unconstrained-failure" in names(outcome)
+
+
 def test_a_random_defense_needs_an_attack_that_averages(run: Run) -> None:
     jitter = '[[defense]]\nname = "toy-jitter"'
 
