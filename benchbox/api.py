@@ -331,6 +331,16 @@ class Attack(Plugin):
         """A short attack that goes on in float32 from the best points of a search in lower precision, or None."""
         return None
 
+    @property
+    def eot_samples(self) -> int:
+        """Over how many draws of a random defense it averages each gradient: the option of this name, else 1."""
+        return int(getattr(self.options, "eot_samples", 1))
+
+    @property
+    def min_classes(self) -> int:
+        """With how many classes or more it is what its source describes; with fewer it falls back to something else."""
+        return 2
+
 
 class BudgetAttack(Attack):
     """An attack that stays within ``threat.eps``."""

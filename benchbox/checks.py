@@ -1,15 +1,36 @@
-"""Reliability flags: cheap signs that a verdict should not be trusted, each with a next step."""
+"""Reliability flags: cheap signs that a verdict should not be trusted, each with a next step.
+
+Those of models and attacks follow the checks of AutoAttack (Croce & Hein, ICML 2020, and ``checks.py`` of its code);
+the Indicators of Attack Failure are in ``benchbox.indicators``.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 
-from benchbox.api import AttackTarget
+from benchbox.api import Attack, Ensemble
 from benchbox.domain import Flag, Record
-from benchbox.errors import ContractError
+from benchbox.doubts import black_box_wins
 
 PROBED = 16  # inputs that the checks of a model look at
+
+
+@torch.no_grad()
+def of_model(model: nn.Module, images: Tensor, stochastic: bool) -> list[Flag]:
+    """What two passes of the first :data:`PROBED` of ``images`` (n, c, h, w) say against ``model``."""
+    images = images[:PROBED]
+    before = [(tensor, tensor.clone()) for tensor in _tensors(model)]
+    first, second = model(images), model(images)
+    found = (
+        softmax_output(first),
+        None if stochastic else unstable_output(first, second),
+        dynamic_state(before, _tensors(model)),
+    )
+    return [flag for flag in found if flag]
 
 
 def softmax_output(logits: Tensor) -> Flag | None:
@@ -24,13 +45,8 @@ def softmax_output(logits: Tensor) -> Flag | None:
     )  # fmt: skip
 
 
-@torch.no_grad()
-def unstable_output(model: nn.Module, images: Tensor, stochastic: bool) -> Flag | None:
-    """Two passes over the same inputs differ, and nothing was declared stochastic."""
-    if stochastic:
-        return None
-    images = images[:PROBED]
-    first, second = model(images), model(images)
+def unstable_output(first: Tensor, second: Tensor) -> Flag | None:
+    """The logits of two passes over the same inputs differ, and nothing was declared stochastic."""
     if torch.equal(first, second) or bool(torch.allclose(first, second, rtol=1e-5, atol=1e-6)):
         return None
     return Flag(
@@ -39,28 +55,68 @@ def unstable_output(model: nn.Module, images: Tensor, stochastic: bool) -> Flag 
     )  # fmt: skip
 
 
-def zero_gradient(target: AttackTarget, images: Tensor, labels: Tensor) -> Flag | None:
-    """The loss has an all-zero gradient on inputs that gradient attacks start from.
+def _tensors(model: nn.Module) -> list[Tensor]:
+    return list(chain(model.parameters(), model.buffers()))
 
-    Raises ContractError when it has none at all: a gradient attack cannot even begin.
+
+def dynamic_state(before: Sequence[tuple[Tensor, Tensor]], after: Sequence[Tensor]) -> Flag | None:
+    """Parameters or buffers are not what they were ``before`` (each with a copy) a forward pass: the model learns from
+    what it is asked, and no two queries meet the same one.
     """
-    images, labels = images[:PROBED].clone().requires_grad_(), labels[:PROBED]
-    with torch.enable_grad():
-        logits = target.logits(images, labels)
-        loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, images, allow_unused=True) if loss.requires_grad else (None,)
-    if gradient is None:
-        raise ContractError(
-            "the attack needs gradients and the model's output does not depend on its input differentiably: "
-            "use an attack that needs scores or decisions, or give the defense a surrogate (BPDA)"
-        )
-    zero = int((gradient.flatten(1).abs().amax(1) == 0).sum())
-    if zero * 10 < len(labels):  # a few saturated inputs are no masked gradient
+    same = len(before) == len(after) and all(
+        now is tensor and torch.equal(now, copy) for (tensor, copy), now in zip(before, after, strict=True)
+    )
+    if same:
         return None
     return Flag(
-        "zero-gradient", f"the gradient of the loss is zero for {zero} of {len(labels)} inputs",
-        "attack through a surrogate (BPDA), with the margin loss, or with a black-box attack",
+        "dynamic-model", "a forward pass changes the model's parameters or buffers",
+        "freeze what changes, or attack the model as it adapts: a fixed attack is no worst case for it",
     )  # fmt: skip
+
+
+def of_attack(attack: Attack, stochastic: bool, classes: int) -> list[Flag]:
+    """What speaks against ``attack`` before it has begun; ``stochastic``: what it meets answers at random."""
+    found = (stochastic_without_eot(attack) if stochastic else None, too_few_classes(attack, classes))
+    return [flag for flag in found if flag]
+
+
+def _members(attack: Attack) -> Sequence[Attack]:
+    return attack.members(attack.norms[0]) if isinstance(attack, Ensemble) else (attack,)
+
+
+def stochastic_without_eot(attack: Attack) -> Flag | None:
+    """A gradient attack on a random defense that follows single draws of its gradient (Athalye, Carlini & Wagner,
+    ICML 2018, §4.2). An ensemble is as good as each of its members that need gradients.
+    """
+    if all(member.needs != "gradients" or member.eot_samples > 1 for member in _members(attack)):
+        return None
+    return Flag(
+        "stochastic-without-eot", "the defense answers at random and the attack follows single draws of its gradient",
+        "average the gradient over draws: set the attack's eot_samples to 10 or more",
+    )  # fmt: skip
+
+
+def too_few_classes(attack: Attack, classes: int) -> Flag | None:
+    """A loss of the attack needs more classes. A note: the attack falls back to another loss."""
+    needed = max(member.min_classes for member in _members(attack))
+    if classes >= needed:
+        return None
+    return Flag(
+        "too-few-classes", f"a loss of the attack is made for {needed} classes or more; there are {classes}",
+        "read its numbers as those of the loss that it falls back to",
+    )  # fmt: skip
+
+
+def black_box_members(members: Sequence[Attack], first_broken: Sequence[int], examples: int) -> Flag | None:
+    """Members of an ensemble that need no gradients break what the members before them, with gradients, did not.
+
+    ``first_broken``: for how many examples each of ``members`` was the first to break them; ``examples``: of how many.
+    """
+    won, after_gradients = 0, False
+    for member, count in zip(members, first_broken, strict=True):
+        after_gradients |= member.needs == "gradients"
+        won += count if after_gradients and member.needs != "gradients" else 0
+    return black_box_wins(won, examples)
 
 
 def verdict_mismatch(record: Record) -> Flag | None:
@@ -72,21 +128,6 @@ def verdict_mismatch(record: Record) -> Flag | None:
         "verdict-mismatch",
         f"the attack claims {claimed} successes, the separate float32 pass over the same model finds {verified}",
         "look for batch statistics, randomness that was not declared, or an attack that counts on another precision",
-    )
-
-
-def transfer_failure(record: Record) -> Flag | None:
-    """An adaptive attack fools the surrogate and not the protected model, on more than a twentieth of its inputs.
-
-    One of the indicators of attack failure of Pintor et al., "Indicators of Attack Failure", NeurIPS 2022, §3.
-    """
-    lost = int((record.claimed & ~record.success).sum())
-    if lost * 20 <= int(record.attacked.sum()):
-        return None
-    return Flag(
-        "transfer-failure",
-        f"the attack fools the surrogate on {lost} inputs on which the protected model holds",
-        "bring the surrogate closer to the protected model, or add an attack without gradients",
     )
 
 

@@ -305,7 +305,7 @@ class Flag:
     @property
     def casts_doubt(self) -> bool:
         """Whether it is about the verdict; the others say that something beside it is missing."""
-        return self.name not in ("examples-not-kept", "probe-failed")
+        return self.name not in ("examples-not-kept", "probe-failed", "too-few-classes")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,13 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from benchbox import watch
 from benchbox.api import (
     Attack,
     AttackTarget,
@@ -41,6 +43,8 @@ Confirm = Callable[[Tensor, Tensor], Tensor]
 """``confirm(x_adv, y)`` -> bool (n,): whether the input really fools the protected model, in float32."""
 Progress = Callable[[int], None]
 """Called with the number of examples that were finished since the last call."""
+
+LOOK_EVERY = 3  # steps of the engine between two looks at the losses
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,9 @@ class Search:
     seconds: Tensor  # float32 (n,): the example's share of the wall time
     batch_size: int = 0  # the size that memory allowed
     halvings: int = 0  # how often memory ran out: results of a ``batch_dependent`` attack then depend on the machine
-    breaks: dict[str, int] = field(default_factory=dict)  # by member of an ensemble, in order
+    breaks: tuple[int, ...] = ()  # by member of an ensemble, in order
+    met: Tensor | None = None  # bool (n,): a BudgetAttack came past an input in its budget that fools the target
+    losses: Tensor | None = None  # float64 (n, 4): see ``watch.Losses``; of a StepAttack whose rows have a "loss"
 
     @property
     def spent(self) -> Tensor:
@@ -188,7 +194,7 @@ def run_task(attack: Attack, task: Task, batch_size: int) -> Search:
 def _one_after_another(ensemble: Ensemble, task: Task, batch_size: int) -> Search:
     """Each member on what withstood those before; the point of the first member is what a whole example keeps."""
     found = Search.nothing(task.examples.images, batch_size)
-    breaks: dict[str, int] = {}
+    breaks: list[int] = []
     for number, member in enumerate(ensemble.members(task.threat.norm)):
         if isinstance(member, MinimumNormAttack) and not isinstance(member, StepAttack):
             raise ContractError(
@@ -201,10 +207,10 @@ def _one_after_another(ensemble: Ensemble, task: Task, batch_size: int) -> Searc
         rest = replace(task, max_passes=left, seed=derive_seed(task.seed, number), on_progress=None).part(whole)
         later = run_task(member, rest, batch_size)
         found = found.then(whole, later, keep_points=number > 0)
-        breaks[f"{number} {member.name}"] = int(later.broken.sum())
+        breaks.append(int(later.broken.sum()))
     if task.on_progress:
         task.on_progress(len(task.examples))
-    return replace(found, breaks=breaks)
+    return replace(found, breaks=tuple(breaks))
 
 
 class _Meter:
@@ -238,29 +244,29 @@ class _Meter:
 def _whole(attack: BudgetAttack | MinimumNormAttack, task: Task, batcher: Batcher) -> Search:
     """Plain batches. The claim is what one further pass of the target says, which nobody is charged for."""
     target, threat = task.target, task.threat
-    meter = _Meter(target, len(task.examples))
+    meter, bounded = _Meter(target, len(task.examples)), isinstance(attack, BudgetAttack)
 
     def run(x: Tensor, y: Tensor, position: Tensor, owners: Tensor) -> dict[str, Tensor]:
         meter.reset()
-        found = attack.perturb(target, x, y, threat, RowRandom.of_examples(task.seed, position))
+        with watch.path(target, x, y, threat) if bounded else nullcontext(torch.zeros_like(y).bool()) as met:
+            found = attack.perturb(target, x, y, threat, RowRandom.of_examples(task.seed, position))
         if found.shape != x.shape:
             raise ContractError(f"{attack.name} returned shape {tuple(found.shape)} for inputs {tuple(x.shape)}")
         found = found.detach().to(x.dtype)
         meter.charge(owners.cpu())
         with torch.no_grad():
-            claimed = (
-                task.exact(found, y) if task.exact else fooled(target.logits(found, y, threat.targeted), y, threat)
-            )
+            claimed = task.exact(found, y) if task.exact else _fools(target, threat, found, y)
             broken = claimed & task.confirm(found, y) if task.confirm else claimed
         if task.on_progress:
             task.on_progress(len(x))
-        return {"adversarial": found, "claimed": claimed, "broken": broken}
+        return {"adversarial": found, "claimed": claimed, "broken": broken, "met": met}
 
     columns = batcher.map(run, task.examples.images, task.examples.labels, task.index, torch.arange(len(task.examples)))
+    met = columns.pop("met")
     forwards, backwards, seconds = meter.columns
     return Search(
         columns["adversarial"], columns["claimed"], columns["broken"], forwards, backwards, seconds,
-        batcher.size, batcher.halvings,
+        batcher.size, batcher.halvings, met=met if bounded else None,
     )  # fmt: skip
 
 
@@ -285,6 +291,8 @@ class _StepSearch:
         self.broken = torch.zeros(count, dtype=torch.bool)
         self.meter = _Meter(task.target, count)
         self.bounded = math.isfinite(task.threat.eps)
+        self.watched = watch.Losses(count, batcher.device)
+        self.steps, self.filled = 0, False
 
     def run(self) -> Search:
         while (rows := self._fill()) is not None:
@@ -296,6 +304,7 @@ class _StepSearch:
                 continue
             head_owners, tail_owners = self.owners[:count], self.owners[count:]
             stepped = self._confirmed(stepped, head_owners)
+            self._watch(stepped, head_owners)
             self.meter.charge(head_owners)
             leaving = (stepped.broken | stepped.done).cpu() | self._spent(head_owners)
             if leaving.any():
@@ -307,8 +316,14 @@ class _StepSearch:
             self._claim()
         return Search(
             self.adversarial, self.claimed, self.broken, *self.meter.columns,
-            self.batcher.size, self.batcher.halvings,
+            self.batcher.size, self.batcher.halvings, losses=self.watched.path,
         )  # fmt: skip
+
+    def _watch(self, rows: Rows, owners: Tensor) -> None:
+        """Look at the first loss of every row, and then every few steps: enough to know those near the end."""
+        if "loss" in rows.state and (self.filled or self.steps % LOOK_EVERY == 0):
+            self.watched.look(owners, rows.step, rows.state["loss"])
+        self.steps, self.filled = self.steps + 1, False
 
     def _fill(self) -> Rows | None:
         """The rows under way, with free places taken from the queue; None when no work is left."""
@@ -318,6 +333,7 @@ class _StepSearch:
             fresh = self._start(new)
             self.rows = Rows.cat([self.rows, fresh]) if self.rows else fresh
             self.owners = torch.cat([self.owners, new])
+            self.filled = True
         return self.rows if len(self.owners) else None
 
     def _start(self, new: Tensor) -> Rows:
@@ -396,6 +412,8 @@ class _StepSearch:
         loss = (
             rows.state["loss"].detach().cpu().double() if "loss" in rows.state else torch.full(broken.shape, torch.inf)
         )
+        if "loss" in rows.state and not broken.all():
+            self.watched.end(owners, rows.step, rows.state["loss"])
         if not self.bounded:
             loss, broken = torch.where(broken, loss, -torch.inf), torch.zeros_like(broken)
         better = broken | (self.restart[owners] == 0) | ~(loss < self.loss[owners])

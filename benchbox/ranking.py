@@ -20,6 +20,7 @@ class Standing:
     """A system's line on a board. It has a ``rank``, or the ``reasons`` why it has none."""
 
     names: Names
+    attacker: str  # whom it met: see ``System.attacker``
     clean: Share
     robust: Share | None  # the worst case over its attacks; None where nothing attacked it
     attacks: Mapping[str, Share]  # by label; an attack that is not there was not evaluated
@@ -69,7 +70,7 @@ def standing(system: System, columns: Sequence[str], labels: Labels, required: S
     rows = system.rows
     untargeted = [row.cell for row in rows if row.cell.threat is None or not row.cell.threat.targeted]
     missing = tuple(item.label for item in required if not any(item.met_by(cell) for cell in untargeted))
-    flags = tuple(dict.fromkeys(flag for row in rows for flag in row.flags if flag.casts_doubt))
+    flags = system.doubts
     reasons = []
     if system.cell.access == "oblivious":
         reasons.append("oblivious attacker")
@@ -88,6 +89,7 @@ def standing(system: System, columns: Sequence[str], labels: Labels, required: S
         by_attack.setdefault(labels.attack(row.cell), []).append(position)
     return Standing(
         names=labels.system(system.cell),
+        attacker=system.attacker,
         clean=system.clean,
         robust=system.robust,
         attacks={

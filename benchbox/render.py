@@ -98,6 +98,7 @@ def _record(board: Board, line: Standing, attacks: Sequence[str], scores: Sequen
         "weight_perturbation": line.names.perturbation,
         "defense": line.names.defense,
         "access": line.names.access,
+        "attacker": line.attacker,
         **_share("clean", line.clean),
         **_share("robust", line.robust),
         "upper_bound": bool(line.missing),

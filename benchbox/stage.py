@@ -129,8 +129,7 @@ def prepare(cell: Cell, execution: Execution, registry: Registry) -> Stage:
     stage.clean = verdicts(stage, examples)
     with torch.no_grad():
         sample = examples.images[: min(checks.PROBED, stage.batcher.size)].to(execution.device)
-        found = [checks.softmax_output(protected(sample)), checks.unstable_output(protected, sample, stage.stochastic)]
-    stage.flags += [flag for flag in found if flag]
+        stage.flags += checks.of_model(protected, sample, stage.stochastic)
     return stage
 
 

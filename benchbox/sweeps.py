@@ -89,7 +89,7 @@ def summarise(group: Sequence[System], others: Iterable[System], labels: Labels)
 
 
 def _doubts(group: Sequence[System]) -> str:
-    flagged = [{flag.name for row in system.rows for flag in row.flags if flag.casts_doubt} for system in group]
+    flagged = [{flag.name for flag in system.doubts} for system in group]
     names = sorted(set().union(*flagged))
     return f"{sum(map(bool, flagged))} of {len(group)} points flagged: {', '.join(names)}" if names else ""
 

@@ -9,12 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from benchbox.domain import BLIND, Array, Cell
+from benchbox.domain import BLIND, Array, Cell, Flag
+from benchbox.doubts import black_box_wins
 from benchbox.rows import Row
 from benchbox.statistics import wilson
 
 AttackId = tuple[str, bool, int | None]
 """What tells attacks under one norm and radius apart: the component's digest, whether targeted, the limit of passes."""
+
+
+ANSWERABLE = ("stochastic-without-eot", "incomplete-optimisation")
+"""Flags that call one attack weak, and say nothing about the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,12 +92,54 @@ class System:
         """
         return int((worst_case(self.informed) & ~worst_case(self.attacked)).sum()) if self.informed else 0
 
+    @cached_property
+    def doubts(self) -> tuple[Flag, ...]:
+        """The flags that cast doubt on its worst case, each once.
+
+        That an attack is weak is no doubt where another one of the system with gradients is not and breaks as much.
+        """
+        flags = dict.fromkeys(flag for row in self.rows for flag in row.flags if flag.casts_doubt)
+        kept = [flag for flag in flags if flag.name not in ANSWERABLE or not self._answered(flag.name)]
+        won = self._won_without_gradients()
+        return (*kept, won) if won else tuple(kept)
+
+    def _answered(self, name: str) -> bool:
+        weak = [row for row in self.attacked if any(flag.name == name for flag in row.flags)]
+        strong = [row for row in self.attacked if followed_gradients(row) and row not in weak]
+        least = min(int(row.masks().robust.sum()) for row in weak) if weak else 0
+        return any(int(row.masks().robust.sum()) <= least for row in strong)
+
+    def _won_without_gradients(self) -> Flag | None:
+        """Whether attacks without gradients break what those with gradients do not, both aiming at the same."""
+        rows = [row for row in self.attacked if not (row.cell.threat and row.cell.threat.targeted)]
+        white = [row for row in rows if followed_gradients(row)]
+        black = [row for row in rows if not followed_gradients(row)]
+        if not white or not black:
+            return None
+        won = worst_case(white) & ~worst_case(black)
+        return black_box_wins(int(won.sum()), len(won))
+
+    @property
+    def attacker(self) -> str:
+        """Whom it met, in words: what the attacker knew, and whether there were gradients to follow."""
+        if not self.attacked:
+            return ""
+        knew = {"adaptive": "adaptive", "oblivious": "oblivious", "transfer": "transfer", None: ""}[self.cell.access]
+        if not any(followed_gradients(row) for row in self.attacked):
+            return f"{knew}, black-box only" if knew else "black-box only"
+        return knew or "white-box"
+
     def under(self, attacks: Collection[AttackId]) -> System | None:
         """The same system met by these attacks alone; None where none of them met it."""
         rows, transferred = (
             tuple(row for row in part if attack_id(row.cell) in attacks) for part in (self.attacked, self.transferred)
         )
         return System(rows, transferred) if rows else None
+
+
+def followed_gradients(row: Row) -> bool:
+    """Whether the attack of ``row`` took gradients of what it attacked; known from its backward passes."""
+    return row.cost.backwards > 0
 
 
 def worst_case(rows: Sequence[Row]) -> Array:

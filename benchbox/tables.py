@@ -59,12 +59,13 @@ def heading(board: Board) -> str:
 
 def main_table(board: Board) -> Table:
     """The ranking."""
-    columns = [Column("Rank", number=True), *_name_columns([line.names for line in board.standings])]
+    attackers = any(line.attacker for line in board.standings)
+    columns = [Column("Rank", number=True), *_name_columns([line.names for line in board.standings], attackers)]
     for name in board.columns:
         columns += _columns(name, board)
     lines = []
     for line in board.standings:
-        fields = [_rank(line), *_names(line.names, columns)]
+        fields = [_rank(line), *_names(line.names, columns, line.attacker)]
         for name in board.columns:
             fields += _fields(name, line, board)
         lines.append(fields)
@@ -74,7 +75,7 @@ def main_table(board: Board) -> Table:
 def sweep_table(board: Board) -> Table:
     """The sweeps of weight perturbations: the lowest, middle and highest point of each, beside the intact model."""
     columns = [
-        *_name_columns([sweep.names for sweep in board.sweeps]),
+        *_name_columns([sweep.names for sweep in board.sweeps], any(sweep.names.access for sweep in board.sweeps)),
         Column("Points", number=True, help="layers, levels, thresholds and seeds that were evaluated", spare=2),
         Column("Clean %\nintact", number=True, spare=3),
         Column("Clean %\nmin / median / max", number=True, spare=3),
@@ -84,7 +85,7 @@ def sweep_table(board: Board) -> Table:
         Column("Attacks", help="those that met every point", spare=4),
         Column("Notes", spare=5),
     ]
-    lines = [[*_names(sweep.names, columns), *_sweep(sweep, board)] for sweep in board.sweeps]
+    lines = [[*_names(sweep.names, columns, sweep.names.access), *_sweep(sweep, board)] for sweep in board.sweeps]
     return Table(columns, lines, [True] * len(lines))
 
 
@@ -113,7 +114,17 @@ def legend(board: Board, brief: bool = False) -> list[str]:
             "Transferred examples were made on another model: their lines are not ranked and count against no other, "
             "for which sources there are depends on the models that were evaluated together."
         )
-    return lines
+    if any("black-box only" in line.attacker for line in board.standings):
+        lines.append(
+            "Black-box only: no attack of the line followed gradients, for want of a differentiable surrogate or of "
+            "such an attack; the number says little about an attacker who has them."
+        )
+    steps = dict.fromkeys((flag.name, flag.next_step) for line in _lines(board) for flag in line.flags)
+    return lines + [f"Flag {name}, next step: {step}." for name, step in steps]
+
+
+def _lines(board: Board) -> tuple[Standing, ...]:
+    return (*board.standings, *board.points)
 
 
 def shown_keys(board: Board) -> list[str]:
@@ -140,21 +151,21 @@ def interval(share: Share) -> str:
 # ------------------------------------------------------------------------------------------------ columns
 
 
-def _name_columns(names: Iterable[Names]) -> list[Column]:
+def _name_columns(names: Iterable[Names], attackers: bool) -> list[Column]:
     """The columns of the names; perturbation, defense and attacker only where some line has one."""
     listed = list(names)
-    attacker = Column("Attacker", help="whether it knows the defense", spare=1)
+    attacker = Column("Attacker", help="whether it knows the defense, and had gradients to follow", spare=1)
     return [
         Column("Model"),
         *([Column("Weights")] if any(item.perturbation != INTACT for item in listed) else []),
         *([Column("Defense")] if any(item.defense != NONE for item in listed) else []),
-        *([attacker] if any(item.access for item in listed) else []),
+        *([attacker] if attackers else []),
     ]
 
 
-def _names(names: Names, columns: Iterable[Column]) -> list[Field]:
+def _names(names: Names, columns: Iterable[Column], attacker: str) -> list[Field]:
     texts = {
-        "Model": names.model, "Weights": names.perturbation, "Defense": names.defense, "Attacker": names.access,
+        "Model": names.model, "Weights": names.perturbation, "Defense": names.defense, "Attacker": attacker,
     }  # fmt: skip
     return [Field(text := texts[column.title], text) for column in columns if column.title in texts]
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchbox import api, checks, runtime
+from benchbox import api, checks, indicators, runtime
 from benchbox.budget import allowance, check_range, distances
 from benchbox.domain import (
     BLIND,
@@ -81,12 +81,11 @@ def evaluate(stage: Stage, cell: Cell, probes: tuple[Component, ...] = ()) -> Ou
     if stage.stochastic:  # what memory did to an earlier cell must not change what this one draws
         stage.batcher.size, stage.batcher.halvings = stage.execution.batch_size, 0
     flags = list(stage.flags)
-    attackable = (stage.clean.prediction == stage.examples.labels) & ~stage.clean.rejected
     if cell.attack is None or cell.threat is None:
         record = _clean_record(stage)
         adversarial = stage.examples.images
     else:
-        index = attackable.nonzero()[:, 0]
+        index = _attackable(stage)
         with runtime.global_seed(_attack_seed(cell)):
             attempt = _attack(stage, cell, index)
         record, adversarial = _verify(stage, cell, index, attempt.found)
@@ -114,12 +113,54 @@ def _doubts(stage: Stage, cell: Cell, attempt: Attempt, record: Record) -> list[
     found = []
     if record.robust.any():  # where everything was broken, vanishing gradients did not help
         found += attempt.vanishing
+        found += _weaknesses(stage, cell, attempt, record)
     if stage.stochastic and stage.batcher.halvings:
         found.append(checks.batch_halved(stage.execution.batch_size, stage.batcher.size))
     if cell.access not in BLIND:  # else the claims are about another model
-        doubt = checks.transfer_failure(record) if attempt.stood_in else checks.verdict_mismatch(record)
+        doubt = indicators.transfer_failure(record) if attempt.stood_in else checks.verdict_mismatch(record)
         found += [doubt] if doubt else []
     return found
+
+
+def _weaknesses(stage: Stage, cell: Cell, attempt: Attempt, record: Record) -> list[Flag]:
+    """Signs that the attack could have done better on what withstood it (Indicators of Attack Failure)."""
+    attack: api.Attack = create(stage.registry, cell.attack)  # type: ignore[arg-type]
+    search, withstood = attempt.found, torch.from_numpy(record.attacked & ~record.success)[_attackable(stage)]
+    found = []
+    if search.met is not None and cell.access not in BLIND and not attempt.stood_in:
+        found.append(indicators.silent_success(search.met, search.claimed))
+    if search.losses is not None and attack.needs == "gradients":
+        found.append(indicators.incomplete_optimisation(search.losses, withstood))
+    if isinstance(attack, api.Ensemble) and search.breaks and cell.threat:
+        members = attack.members(cell.threat.norm)
+        found.append(checks.black_box_members(members, search.breaks, len(search.broken)))
+    found.append(_unconstrained(stage, cell, attack, search))
+    return [flag for flag in found if flag]
+
+
+def _unconstrained(stage: Stage, cell: Cell, attack: api.Attack, found: Search) -> Flag | None:
+    """The attack with an unlimited budget, on a few examples and once for all radii; attacks of a single step need not
+    break everything then, and a minimum-norm attack had no limit in the first place.
+    """
+    threat = cell.threat
+    if attack.needs != "gradients" or threat is None or threat.targeted:
+        return None
+    if isinstance(attack, api.MinimumNormAttack):
+        return indicators.unconstrained_failure(found.claimed)
+    if not isinstance(attack, api.StepAttack | api.Ensemble):
+        return None
+    free = replace(threat, eps=indicators.unlimited(threat.norm, stage.examples.images[0].numel()))
+    cell = replace(cell, threat=free)
+    if cell.key not in stage.searches:
+        sample = _attackable(stage)[: checks.PROBED]
+        with runtime.global_seed(_attack_seed(cell)):
+            stage.searches[cell.key] = _search(stage, cell, attack, free, sample)
+    return indicators.unconstrained_failure(stage.searches[cell.key].found.claimed)
+
+
+def _attackable(stage: Stage) -> Tensor:
+    """The positions, int64, of the examples that are classified correctly and accepted."""
+    return ((stage.clean.prediction == stage.examples.labels) & ~stage.clean.rejected).nonzero()[:, 0]
 
 
 def _attack_seed(cell: Cell) -> int:
@@ -204,7 +245,7 @@ def _search(
     )  # fmt: skip
     copy = stage.fast(met, cell.precision) if attack.copies else met
     found = search_on_copy(attack, task, copy, stage.execution.batch_size)
-    flags = []
+    flags = checks.of_attack(attack, adaptive and stage.stochastic, stage.dataset.num_classes)
     if found.halvings and (attack.batch_dependent or stage.stochastic):
         flags.append(checks.batch_halved(stage.execution.batch_size, found.batch_size))
     return Attempt(found, flags, vanishing, stood_in)
@@ -228,9 +269,9 @@ def _gradient_flags(stage: Stage, target: api.AttackTarget, index: Tensor, cell:
     if met not in stage.gradient_flags and len(index):
         sample, device = index[: min(checks.PROBED, stage.batcher.size)], stage.execution.device
         images, labels = stage.examples.images[sample].to(device), stage.examples.labels[sample].to(device)
-        flag = checks.zero_gradient(target, images, labels)
+        streams = RowRandom.of_examples(derive_seed("indicators"), sample.to(device))
+        stage.gradient_flags[met] = indicators.of_gradients(target, images, labels, streams, stage.stochastic)
         target.forwards = target.backwards = 0
-        stage.gradient_flags[met] = [flag] if flag else []
     return stage.gradient_flags.get(met, [])
 
 

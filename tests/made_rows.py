@@ -65,6 +65,7 @@ def made_row(
     scores: dict[tuple[str, str], float] | None = None,
     grid: str = "tests",
     device: str = "cpu",
+    backwards: float = 10.0,
 ) -> Row:
     """A result with these verdicts per example. Without ``robust`` nothing was attacked."""
     before = verdicts(clean) if isinstance(clean, str) else clean
@@ -94,7 +95,7 @@ def made_row(
         cell=cell,
         scores=known | {name: Score(value, n=count) for name, value in (scores or {}).items()},
         flags=tuple(flags),
-        cost=Cost(seconds=1.5, forwards=20.0 * count, backwards=10.0 * count),
+        cost=Cost(seconds=1.5, forwards=20.0 * count, backwards=backwards * count),
         device=device,
         environment={"python": "3.11.7", "torch": "2.13.0"},
         started_at=DAY,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -60,10 +61,18 @@ class ToyLinear(api.Model):
         return RowSums()
 
 
+def slope(model: Callable[[Tensor], Tensor], x: Tensor, graph: bool) -> Tensor:
+    """The gradient of the logits' logsumexp, which a model takes for itself; with a graph, attackers see through it."""
+    with torch.enable_grad():
+        point = x if graph and x.requires_grad else x.detach().requires_grad_()
+        return torch.autograd.grad(model(point).logsumexp(1).sum(), point, create_graph=graph)[0]
+
+
 class Misbehaving(RowSums):
     def __init__(self, how: str) -> None:
         super().__init__()
         self.how, self.calls = how, 0
+        self.register_buffer("seen", torch.zeros(()))
 
     def train(self, mode: bool = True) -> nn.Module:
         return super().train(True) if self.how == "training" else super().train(mode)
@@ -83,9 +92,24 @@ class Misbehaving(RowSums):
             case "memory" if len(x) > 4:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
             case "constant":
-                return logits * 0 + torch.tensor([1.0, 0.0, 0.0])
+                return logits * 0 + torch.tensor([2.0, 0.0, 0.0])
             case "detached":
                 return logits.detach()
+            case "learns":
+                self.seen += 1
+            case "optimises":
+                return super().forward(x - 0.01 * slope(super().forward, x, graph=False))
+            case "unrolls":
+                return super().forward(x - 0.01 * slope(super().forward, x, graph=True))
+            case "rugged":
+                total = x.flatten(1).sum(1, keepdim=True)  # of clean images a multiple of 0.1
+                return logits + 3 * torch.sin(
+                    1e4 * (total - total.mul(10).round() / 10) * torch.tensor([1.0, 2.0, 3.0])
+                )
+            case "reversed":
+                return 2 * logits.detach() - logits
+            case "nan-when-dim":  # clean images are brighter
+                return torch.where(x.flatten(1).amax(1, keepdim=True) < 0.58, torch.nan, logits)
         return logits
 
 
@@ -141,6 +165,18 @@ class ToyAttack(api.BudgetAttack):
             case "die":
                 os._exit(9)
         return adversarial
+
+
+class ToySilent(ToyAttack):
+    """Tries the exact worst case and hands out the input that it began with."""
+
+    name = "toy-silent"
+
+    def perturb(
+        self, model: api.AttackTarget, x: Tensor, y: Tensor, threat: api.Threat, rng: api.RowRandom
+    ) -> Tensor:  # fmt: skip
+        model(super().perturb(model, x, y, threat, rng))
+        return x
 
 
 class ToyNearest(api.MinimumNormAttack):
@@ -289,7 +325,7 @@ def benchbox_defenses() -> list[type[api.Defense]]:
 
 @hookimpl
 def benchbox_attacks() -> list[type[api.Attack]]:
-    return [ToyAttack, ToyNearest, ToyNoise, ToySneak, ToyCopycat]
+    return [ToyAttack, ToySilent, ToyNearest, ToyNoise, ToySneak, ToyCopycat]
 
 
 @hookimpl

@@ -73,6 +73,11 @@ class APGD(StepAttack):
         return 3 * self.options.eot_samples * self.restarts * (self.options.steps + 1 + self._looks)
 
     @property
+    def min_classes(self) -> int:
+        """The losses look at the third logit, the targeted one at the fourth."""
+        return {"ce": 2, "dlr": 3, "dlr-targeted": 4}[self.options.loss]
+
+    @property
     def _looks(self) -> int:
         """How many steps of a row are spent on the clean input."""
         return int(self.options.loss == "dlr-targeted")

@@ -68,6 +68,11 @@ class AutoAttackReference(BudgetAttack):
         parts = self.options.attacks or (self.options.version,)
         return sum(PASSES[part] for part in parts)
 
+    @property
+    def eot_samples(self) -> int:
+        """What the package averages over in its version for random defenses."""
+        return 20 if self.options.version == "rand" else 1
+
     @classmethod
     def unavailable(cls) -> str | None:
         """What to install, where neither package is there."""

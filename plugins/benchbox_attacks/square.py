@@ -33,6 +33,7 @@ class Square(StepAttack):
     """
 
     name = "square"
+    version = 2  # odd sides in L2, no wasted squares in L-infinity
     norms = ("linf", "l2", "l1")
     needs = "scores"
     stochastic = True

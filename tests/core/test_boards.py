@@ -282,6 +282,88 @@ class TestUnranked:
         assert made.failures == {"cnn · square · linf 0.1": "ContractError: it left its budget"}
 
 
+class TestAttackers:
+    def test_every_line_says_whom_it_met(self, board):
+        rows = [
+            made_row(model="open", clean="1111", robust="1100"),
+            made_row(model="noise-only", clean="1111", robust="1110", attack="square", backwards=0),
+            made_row(clean="1111", robust="1110", defense="mask"),
+            made_row(clean="1111", robust="1110", defense="mask", access="oblivious"),
+            made_row(clean="1111", robust="1110", defense="jpeg", attack="square", backwards=0),
+        ]
+
+        made = board(*rows)
+
+        assert {(line.names.model, line.names.defense, line.attacker) for line in made.standings} == {
+            ("open", "none", "white-box"),
+            ("noise-only", "none", "black-box only"),
+            ("cnn", "mask", "adaptive"),
+            ("cnn", "mask", "oblivious"),
+            ("cnn", "jpeg", "adaptive, black-box only"),
+        }
+
+    def test_a_black_box_attack_that_wins_casts_doubt_on_those_with_gradients(self, board):
+        rows = [
+            made_row(clean="1" * 10, robust="1" * 8 + "00", attack="pgd"),
+            made_row(clean="1" * 10, robust="00" + "1" * 8, attack="square", backwards=0),
+        ]
+
+        (line,) = board(*rows).standings
+
+        assert line.rank is None
+        assert line.reasons == ("flagged: black-box-beats-white-box",)
+        assert "break 2 of 10 examples" in line.flags[0].detail
+
+    @pytest.mark.parametrize(
+        ("square", "backwards"),
+        [
+            ("0" + "1" * 9, 0),  # one example is no sign
+            ("1" * 7 + "000", 0),  # one more than pgd, whose two it breaks as well
+            ("00" + "1" * 8, 10),  # it has gradients, too
+        ],
+    )
+    def test_otherwise_there_is_no_doubt(self, board, square, backwards):
+        rows = [
+            made_row(clean="1" * 10, robust="1" * 8 + "00", attack="pgd"),
+            made_row(clean="1" * 10, robust=square, attack="square", backwards=backwards),
+        ]
+
+        assert board(*rows).standings[0].rank == 1
+
+    def test_two_examples_of_very_many_are_no_sign(self, board):
+        rows = [
+            made_row(clean="1" * 2000, robust="1" * 2000, attack="pgd"),
+            made_row(clean="1" * 2000, robust="00" + "1" * 1998, attack="square", backwards=0),
+        ]
+
+        assert board(*rows).standings[0].rank == 1
+
+    def test_a_line_without_gradients_is_marked_and_not_doubted(self, board):
+        (line,) = board(made_row(clean="1111", robust="0000", attack="square", backwards=0)).standings
+
+        assert line.rank == 1
+        assert line.attacker == "black-box only"
+
+    @pytest.mark.parametrize(("strong", "rank"), [("1" * 6 + "0000", 1), ("1" * 9 + "0", None)])
+    def test_a_weak_attack_is_no_doubt_beside_one_that_breaks_as_much(self, board, strong, rank):
+        flag = Flag("incomplete-optimisation", "its steps are too short", "more steps")
+        rows = [
+            made_row(clean="1" * 10, robust="1" * 7 + "000", attack="mi-fgsm", flags=[flag]),
+            made_row(clean="1" * 10, robust=strong, attack="apgd"),
+        ]
+
+        assert board(*rows).standings[0].rank == rank
+
+    def test_gradients_that_vanish_are_a_doubt_whatever_else_was_tried(self, board):
+        flag = Flag("zero-gradient", "9 of 16 inputs", "use BPDA")
+        rows = [
+            made_row(clean="1" * 10, robust="1" * 7 + "000", attack="pgd", flags=[flag]),
+            made_row(clean="1" * 10, robust="1" * 6 + "0000", attack="fgsm"),
+        ]
+
+        assert board(*rows).standings[0].rank is None
+
+
 class TestSweeps:
     def rows(self) -> list[Row]:
         def swept(threshold: float, robust: str, attack: str = "pgd") -> Row:

@@ -102,6 +102,20 @@ class TestMarkdown:
         assert "oblivious attacker" in next(line for line in lines if "| oblivious" in line)
         assert "flagged: zero-gradient" in next(line for line in lines if "| flagged" in line)
 
+    def test_every_flag_has_its_next_step_in_every_format(self, board):
+        for text in (render.markdown(board), render.html([board], "x"), render.text(board, 200)):
+            assert "Flag zero-gradient, next step: use BPDA." in " ".join(text.split())
+
+    def test_a_line_that_met_no_gradients_is_marked_and_the_mark_is_explained(self, tmp_path):
+        row = made_row(clean="11", robust="10", attack="square", backwards=0)
+        (made,) = boards_of(published([row], tmp_path))
+
+        text = render.markdown(made)
+
+        assert "| black-box only" in text
+        assert "Black-box only: no attack of the line followed gradients" in text
+        assert next(csv.DictReader(io.StringIO(render.csv([made]))))["attacker"] == "black-box only"
+
     def test_every_number_can_be_traced_to_its_cells(self, board):
         text = render.markdown(board)
 
