@@ -15,7 +15,7 @@ from benchbox_attacks.l1_ball import project_l1, sparse_steepest
 def flat_norm(delta: Tensor) -> Tensor:
     """Euclidean norm of each row, (n, 1, 1, 1), at least the smallest normal number; tiny entries do not underflow."""
     tiny = torch.finfo(delta.dtype).tiny
-    largest = torch.linalg.vector_norm(delta, math.inf, dim=(1, 2, 3), keepdim=True).clamp_min(tiny)
+    largest = delta.abs().flatten(1).amax(1).clamp_min(tiny)[:, None, None, None]
     return (torch.linalg.vector_norm(delta / largest, dim=(1, 2, 3), keepdim=True) * largest).clamp_min(tiny)
 
 

@@ -7,6 +7,8 @@ ball, and the best step within both is far less sparse than the best step within
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -56,17 +58,14 @@ def sparse_steepest(gradient: Float[Tensor, "n c h w"], count: Int[Tensor, " n"]
     return steps / steps.abs().sum((1, 2, 3), keepdim=True).clamp_min(1.0)
 
 
-def unblocked(gradient: Float[Tensor, "n c h w"], point: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-    """``gradient``, zero where it points out of the image range: a sparse step has no values to waste."""
-    blocked = torch.where(gradient > 0, point >= 1, point <= 0)
-    return gradient.masked_fill(blocked, 0.0)
-
-
-def linear_maximum(gradient: Float[Tensor, "n c h w"], x: Float[Tensor, "n c h w"], eps: float) -> Tensor:
-    """The point within ``eps`` of ``x`` and in [0, 1] where a linear function with this ``gradient`` is largest: the
-    values of the largest slope move to their bounds, one after another, until ``eps`` is spent (§3)."""
+def linear_maximum(
+    gradient: Float[Tensor, "n c h w"], x: Float[Tensor, "n c h w"], eps: float, most: float = math.inf
+) -> Float[Tensor, "n c h w"]:
+    """The point within ``eps`` of ``x`` and in [0, 1], no value by more than ``most`` off, where a linear function with
+    this ``gradient`` is largest: the values of the largest slope move to their bounds, one after another, until
+    ``eps`` is spent (§3)."""
     base, slope = x.double().flatten(1), gradient.flatten(1)
-    room = torch.where(slope > 0, 1 - base, base) * (slope != 0)
+    room = torch.where(slope > 0, 1 - base, base).clamp_max_(most) * (slope != 0)
     order = slope.abs().argsort(dim=1, descending=True, stable=True)
     ordered = room.gather(1, order)
     left = (eps - (ordered.cumsum(1) - ordered)).clamp_min_(0.0)

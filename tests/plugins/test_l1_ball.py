@@ -8,10 +8,15 @@ import torch
 from scipy.optimize import linprog, minimize
 from torch import Tensor
 
+from benchbox.api import AttackTarget, Examples
 from benchbox.budget import allowance, distances
 from benchbox.domain import Threat
+from benchbox.engine import search
+from benchbox.testing.oracles import LinearModel
 from benchbox_attacks.balls import project, steepest
+from benchbox_attacks.fgsm import FGSM
 from benchbox_attacks.l1_ball import linear_maximum, project_l1, sparse_steepest
+from benchbox_attacks.pgd import PGD
 
 
 def scattered(shape: tuple[int, ...], spread: float, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -98,15 +103,49 @@ def test_points_inside_stay_where_they_are_and_rows_do_not_meet() -> None:
         assert torch.equal(project(moved[row, None], x[row, None], "l1", budget)[0], together[row])
 
 
-def test_a_linear_function_is_largest_where_linear_programming_says() -> None:
+@pytest.mark.parametrize("most", [0.15, 2.0])
+def test_a_linear_function_is_largest_where_linear_programming_says(most: float) -> None:
     x, gradient = scattered((10, 1, 3, 4), 1.0)
 
-    for centre, slope, found in zip(x, gradient, linear_maximum(gradient, x, 1.3), strict=True):
+    for centre, slope, found in zip(x, gradient, linear_maximum(gradient, x, 1.3, most), strict=True):
         start, weight = centre.flatten().numpy(), slope.flatten().numpy()
-        bounds = [(0, 1 - value) for value in start] + [(0, value) for value in start]
+        bounds = [(0, min(most, 1 - value)) for value in start] + [(0, min(most, value)) for value in start]
         solved = linprog(np.concatenate([-weight, weight]), A_ub=np.ones((1, 24)), b_ub=[1.3], bounds=bounds)
         assert float((slope * (found - centre)).sum()) == pytest.approx(-solved.fun, abs=1e-9)
         assert float((found - centre).abs().sum()) <= 1.3 + 1e-9
+
+
+def attacked(attack: FGSM | PGD, far: float, factor: float) -> int:
+    """How many of six inputs fall to ``factor`` times their exact distance; the larger ``far``, the more values it
+    takes to move."""
+    model = LinearModel.random(2, (1, 8, 8), seed=0)
+    images = 0.3 + 0.4 * torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    model.bias = model.bias + far * torch.eye(2)[0]
+    labels = model(images).argmax(1)
+    distances = model.distance(images, labels, "l1").tolist()
+    return sum(
+        bool(
+            search(
+                attack, AttackTarget(model, 2), Examples(images[row, None], labels[row, None]), torch.tensor([row]),
+                Threat("l1", factor * eps), seed=0, batch_size=1,
+            ).claimed
+        )
+        for row, eps in enumerate(distances)
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("far", [0.0, 6.0])
+@pytest.mark.parametrize(
+    "attack",
+    [
+        FGSM(FGSM.Options()),
+        PGD(PGD.Options(sparsity=0.01, steps=100)),
+        PGD(PGD.Options(sparsity=0.01, random_start=False)),
+    ],
+    ids=["fgsm", "pgd", "pgd-from-the-input"],
+)
+def test_fgsm_and_pgd_fall_at_the_exact_distance(attack: FGSM | PGD, far: float) -> None:
+    assert (attacked(attack, far, 0.99), attacked(attack, far, 1.01)) == (0, 6)
 
 
 def test_sparse_steps_go_along_the_largest_entries() -> None:
