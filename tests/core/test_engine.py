@@ -66,6 +66,26 @@ def test_results_do_not_depend_on_the_batch_size(digits, norm) -> None:
         torch.testing.assert_close(alone.adversarial, other.adversarial, rtol=0, atol=0 if norm == "linf" else 1e-9)
 
 
+def test_tries_that_start_ahead_change_neither_answers_nor_costs(digits) -> None:
+    model, examples = digits
+    attack = pgd(steps=25, relative_step=1.0, restarts=6)
+    seen: list[int] = []
+
+    alone, seven, all_at_once = (
+        run(attack, model, examples, size, threat=Threat("linf", 0.1), on_progress=seen.append) for size in (1, 7, 250)
+    )
+
+    tries = (alone.forwards - 1) // 26  # that failed before the last one
+    assert len(tries[alone.claimed].unique()) > 2  # some break at once, some in a later try
+    assert sum(seen) == 3 * len(examples)
+    for other in (seven, all_at_once):
+        assert torch.equal(alone.claimed, other.claimed)
+        assert torch.equal(alone.forwards, other.forwards)
+        assert torch.equal(alone.backwards, other.backwards)
+        assert torch.equal(alone.adversarial, other.adversarial)
+    assert len(examples) * 26 < all_at_once.forwards.sum()
+
+
 def test_results_do_not_depend_on_the_order_of_the_examples(digits) -> None:
     model, examples = digits
     order = torch.randperm(100, generator=torch.Generator().manual_seed(0))
