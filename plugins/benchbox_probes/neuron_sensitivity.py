@@ -25,7 +25,10 @@ class NeuronSensitivity(Probe):
     highest σ of its layer, so ``rank <= k`` is its top k). By ``layer:*`` their means over the channels, the number of
     ``channels``, of ``dead`` ones (always 0) and the ``position`` of the layer in the forward pass. By ``*:*`` the
     numbers of pairs, of ``unmoved`` ones (x' = x: an attack may hand out nothing where it fails), and the mean change
-    of a pixel, ``dx``. What is undefined is NaN.
+    of a pixel, ``dx``, in each group. What is undefined is NaN.
+
+    Attacks that stop where they succeed move a broken input less than one that held, which ``dx`` shows: compare
+    ``abs.broken`` with ``abs.held`` in proportion to it.
 
     It looks at the network inside a defense, which sees the inputs as they are.
     """
@@ -42,11 +45,12 @@ class NeuronSensitivity(Probe):
         after, accepted = answers(model, batch.adversarial, options.batch_size)
         pairs = welcome & (before == batch.labels)
         groups = groups_of(pairs, accepted & (after != batch.labels))
-        moved = (batch.adversarial - batch.clean).abs().flatten(1)[pairs]
-        pixel = float(moved.double().mean())
+        step = (batch.adversarial - batch.clean).abs().flatten(1).mean(1, dtype=torch.float64)
+        pixel = {name: float(step[groups[name]].mean()) for name in ("all", "broken", "held")}
         comparison = Comparison(
             network, network, batch.clean, batch.adversarial, groups, options.batch_size, options.guard
         )
-        measured = measurements(compare(layers, comparison), groups, {"norm-dx": pixel})
-        measured[f"{ALL}:{ALL}"] |= {"unmoved": float((moved == 0).all(1).sum()), "dx": pixel}
+        measured = measurements(compare(layers, comparison), groups, {"norm-dx": pixel["all"]})
+        measured[f"{ALL}:{ALL}"] |= {"unmoved": float((step[pairs] == 0).sum())}
+        measured[f"{ALL}:{ALL}"] |= {f"dx.{name}": mean for name, mean in pixel.items()}
         return measured
