@@ -66,7 +66,7 @@ def _draw(ax: Any, model: Neurons, layers: list[str], form: str, offset: float, 
             values = model.layers[layer][form]
             drawn = values[values > 0] if form == "abs" else values[~np.isnan(values)]  # NaN compares false
             spots = place + offset + 0.12 * np.linspace(-1, 1, max(len(drawn), 2))[: len(drawn)]
-            ax.scatter(spots, drawn, s=7, color=_colour(number), alpha=0.35, linewidths=0, zorder=2)
+            ax.scatter(spots, drawn, s=7, color=_colour(number), alpha=0.35, linewidths=0, zorder=2, clip_on=False)
             if model.mean(layer, form) > 0:
                 places.append(place + offset)
                 means.append(model.mean(layer, form))

@@ -142,6 +142,16 @@ def test_batches_change_nothing(probe: str, batch_size: int) -> None:
         assert found[subject] == pytest.approx(values, rel=1e-12, nan_ok=True)
 
 
+@pytest.mark.parametrize("probe", ["neuron-sensitivity", "weight-sensitivity", "gradient-norms"])
+def test_no_more_inputs_than_a_batch_pass_at_once(probe: str) -> None:
+    model, sizes = small_network(), set()
+    model.register_forward_pre_hook(lambda _, inputs: sizes.add(len(inputs[0])))
+
+    measure(model, random_batch(), probe, batch_size=16)
+
+    assert max(sizes) == 16
+
+
 # ---- layers
 
 
@@ -327,6 +337,16 @@ def test_weight_norms_are_those_of_matrices_that_are_known() -> None:
             "sum-of-norms": 4 + 1 + 0 + 5 + 13, "spectral": 4, "spectral-product": 16, "parameters": 12,
         }
     )  # fmt: skip
+
+
+def test_spectral_norms_are_largest_singular_values() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 5, 3), nn.Conv2d(5, 40, 1))
+
+    found = norms(model)
+
+    for name, part in model.named_children():
+        singular = torch.linalg.svdvals(part.weight.detach().double().flatten(1))  # type: ignore[operator, union-attr]
+        assert found[name]["spectral"] == pytest.approx(float(singular[0]), rel=1e-12)
 
 
 def test_tied_weights_count_once() -> None:

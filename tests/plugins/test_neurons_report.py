@@ -215,6 +215,14 @@ def test_the_report_is_a_page_and_a_picture_per_attack(studied: tuple[Results, P
     assert again == [path.read_bytes() for path in paths]
 
 
+def test_published_results_hold_no_measurements(studied: tuple[Results, Path], tmp_path: Path) -> None:
+    results, _ = studied
+    published = benchbox.open_results(results.publish(tmp_path / "published.json"))
+
+    assert len(published.rows()) == 4
+    assert published.measured("neuron-sensitivity") == []
+
+
 def test_probes_with_other_options_are_measurements_of_their_own(
     grid_file: Any, settings: Settings, tmp_path: Path
 ) -> None:
