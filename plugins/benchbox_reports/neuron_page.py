@@ -27,7 +27,8 @@ INTRODUCTION = (
 )
 LEGEND = (
     "k: how many most sensitive channels are listed per layer. p: the chance that unrelated lists share at least so "
-    "many (hypergeometric, one-sided, not corrected for the number of layers). ρ: Spearman's rank correlation of σ. "
+    "many (hypergeometric, one-sided, not corrected for the number of layers). ρ: Spearman's rank correlation of σ "
+    "over the channels that move in both. "
     "Stability: what the lists of the two halves of the data share, within each model; where it is low, they say "
     "little."
 )

@@ -69,8 +69,8 @@ def _number(value: float | None) -> float:
 class LayerPair:
     """A layer that two models have. Means and ratios (second over first) of σ (``abs``) and of its standardised form.
 
-    ``overlap`` and ``correlation`` compare channels of one number, ``stability`` the top k of either half of the data,
-    per model.
+    ``overlap`` and ``correlation`` compare channels of one number, the latter those that move in both; ``stability``
+    compares the top k of either half of the data, per model.
     """
 
     layer: str
@@ -96,13 +96,14 @@ def _same_width(first: Neurons, second: Neurons, layer: str) -> bool:
 def _layer(first: Neurons, second: Neurons, layer: str, share: float) -> LayerPair:
     one, other = first.layers[layer], second.layers[layer]
     k = top_count(len(one["abs"]), share)
+    live = (one["abs"] > 0) & (other["abs"] > 0)  # dead channels that two models share would pass for agreement
     means = {name: (first.mean(layer, name), second.mean(layer, name)) for name in ("abs", "std")}
     halves: Callable[[dict[str, Array]], Overlap | None] = lambda part: overlap(part["abs.even"], part["abs.odd"], k)  # noqa: E731
     return LayerPair(
         layer, len(one["abs"]), k, (first.dead[layer], second.dead[layer]), means,
         ratios={name: ratio(*both) for name, both in means.items()},
         overlap=overlap(one["abs"], other["abs"], k),
-        correlation=rank_correlation(one["abs"], other["abs"]),
+        correlation=rank_correlation(one["abs"][live], other["abs"][live]),
         stability=(halves(one), halves(other)),
     )  # fmt: skip
 

@@ -111,6 +111,16 @@ def test_layers_are_compared_in_the_order_in_which_they_run() -> None:
     assert standard.highest("std", 2) == [("block", 0, 8.0), ("stem", 2, 6.0)]
 
 
+def test_channels_that_are_dead_in_both_models_are_no_agreement() -> None:
+    """They correlate by being dead: with them ρ is 0.74."""
+    one, other = [0.0, 0.0, 0.0, 1.0, 2.0, 3.0], [0.0, 0.0, 0.0, 3.0, 2.0, 1.0]
+
+    (line,) = pair(neurons(measured(stem=one)), neurons(measured(stem=other)), share=0.5)
+
+    assert rank_correlation(np.array(one), np.array(other)) == pytest.approx(11.5 / 15.5)
+    assert line.correlation == pytest.approx(-1)
+
+
 @pytest.mark.parametrize(
     ("other", "aligned", "found"),
     [
