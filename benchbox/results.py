@@ -26,12 +26,13 @@ if TYPE_CHECKING:
     import pandas
 
 __all__ = [
-    "Comparison", "Delta", "Failure", "Masks", "Results", "Row", "Run", "Source", "compare", "open_results",
+    "Comparison", "Delta", "Failure", "Masks", "Measured", "Results", "Row", "Run", "Source", "compare", "open_results",
 ]  # fmt: skip
 
 Names = str | Collection[str] | None
 Optional = str | Collection[str | None] | EllipsisType | None
 Number = float | str
+Measured = dict[str, dict[str, float | None]]  # subject -> name -> value
 Numbers = Number | Collection[Number] | None
 EPS_TOLERANCE = 1e-9
 
@@ -142,6 +143,23 @@ class Results:
         """What the probes (or one of them) measured in a cell."""
         found = self._source.measurements(self.row(key))
         return [item for item in found if item.name and probe in (None, item.probe, item.probe.partition("#")[0])]
+
+    def measured(self, probe: str, **filters: Any) -> list[tuple[Row, str, Measured]]:
+        """What a probe measured in the cells that pass ``filters`` (as for :meth:`rows`).
+
+        A row, the tag of the probe with its options, and its values by subject and name; several where the probe was
+        asked for with several options. None is what was not finite. Rows of published files, which hold no
+        measurements, are left out.
+        """
+        found = []
+        for row in self.rows(**filters):
+            if row.evaluation_id is not None:
+                by_tag: dict[str, Measured] = {}
+                for item in self._source.measurements(row):
+                    if item.name and item.probe.partition("#")[0] == probe:
+                        by_tag.setdefault(item.probe, {}).setdefault(item.subject, {})[item.name] = item.value
+                found += [(row, tag, values) for tag, values in by_tag.items()]
+        return found
 
     def worst_case(self, keys: Iterable[str]) -> Array:
         """bool (n,): the examples on which every one of these cells is robust (the AND of their masks).

@@ -55,7 +55,7 @@ def test_a_report_writes_a_figure_for_what_belongs_together(registry, results, t
     assert all(path.read_bytes().startswith(PNG) for path in paths)
 
 
-@pytest.mark.parametrize("name", ["accuracy-curves", "heat-map", "sweeps", "transfer-matrix"])
+@pytest.mark.parametrize("name", ["accuracy-curves", "heat-map", "neurons", "sweeps", "transfer-matrix"])
 def test_a_report_with_nothing_to_say_writes_nothing(registry, tmp_path, name):
     results = published([made_row(clean="11")], tmp_path / "published")
     out = tmp_path / "out"
