@@ -29,7 +29,7 @@ class LeaveOneOutOptions(FeatureOptions):
     """What is left out, and how much memory that may take."""
 
     reference: Reference = Field("zero", description="what stands in its place: black, mean, or a blur of the image")
-    rows: int = Field(512, ge=1, description="perturbed images that go through the model at once")
+    rows: int = Field(256, ge=1, description="perturbed images that go through the model at once")
     memory: int = Field(128, ge=1, description="MiB for the differences that are held at once")
 
 
@@ -61,9 +61,8 @@ class LeaveOneOut:
         It is called for as many images at a time as the option ``memory`` allows, at least one.
         """
         with torch.no_grad():
-            read = [
-                self.units.read(part.clone()) for part in x.split(self.options.rows)
-            ]  # the clone survives a model that begins in place
+            # the clones survive a model that begins in place
+            read = [self.units.read(part.clone()) for part in torch.split(x, self.options.rows)]
             intact, predicted = (torch.cat(columns) for columns in zip(*read, strict=True))
             group = self._images_at_once(x, intact)
             pieces = zip(*(torch.split(column, group) for column in (x, intact, predicted)), strict=True)
