@@ -35,6 +35,8 @@ _ARGUMENTS: dict[Callable[..., nn.Module], tuple[str, ...]] = {
     nn.AdaptiveAvgPool2d: ("output_size",),
 }
 """Names of the arguments behind the input, where they are given by position."""
+PREFIX = "hookable_"
+"""What the names of modules in the copy begin with."""
 
 
 def hookable(model: nn.Module, x: Tensor, method: str) -> fx.GraphModule:
@@ -69,7 +71,7 @@ def add_module(traced: fx.GraphModule, node: fx.Node, part: nn.Module) -> fx.Nod
 
     Each tensor is cloned on the way in: captum hooks the tensor, which the model may use elsewhere as well.
     """
-    name = f"hookable_{node.name}"
+    name = f"{PREFIX}{node.name}"
     traced.add_submodule(name, part)
     with traced.graph.inserting_after(node):
         new = traced.graph.call_module(name, tuple(node.all_input_nodes))

@@ -10,8 +10,8 @@ from benchbox import api
 from benchbox_defenses.hookable import hookable
 from benchbox_defenses.units import find_layer
 
-COMPLETENESS = 0.02
-"""What DeepLIFT's sum may differ from the difference of logits, as a share of the largest logit (or of 1)."""
+COMPLETENESS = 1e-3
+"""What DeepLIFT's sum may differ from the difference of logits, as a share of the largest logit."""
 
 
 def deep_lift(model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
@@ -23,18 +23,17 @@ def deep_lift(model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
     from captum.attr import DeepLift
 
     traced = hookable(model, x, "deep-lift")
-    softmax = [name for name, part in traced.named_modules() if isinstance(part, nn.Softmax)]
-    if softmax:
+    if any(isinstance(part, nn.Softmax) for part in traced.modules()):
         raise api.ContractError(
-            f"deep-lift attributes logits, and the model ends in or contains a softmax ({softmax[0]}), whose rule in "
-            "captum mixes the examples of a batch: remove it"
+            "deep-lift attributes logits, and the model contains a softmax, whose rule in captum mixes the examples of "
+            "a batch: remove it, or use integrated-gradients"
         )
     black = torch.zeros_like(x)
     phi = DeepLift(traced).attribute(x, baselines=black, target=target)
     with torch.no_grad():
         logits, blank = model(x.clone()), model(black.clone())
     rise = (logits - blank).gather(1, target[:, None])[:, 0]
-    scale = torch.maximum(logits.abs().amax(1), blank.abs().amax(1)).clamp_min(1)
+    scale = torch.maximum(logits.abs().amax(1), blank.abs().amax(1)).clamp_min(COMPLETENESS)
     worst = ((phi.detach().flatten(1).sum(1) - rise).abs() / scale).amax()
     if worst > COMPLETENESS:
         raise api.ContractError(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from benchbox import api
-from benchbox_defenses.hookable import add_module, hookable
+from benchbox_defenses.hookable import PREFIX, add_module, hookable
 
 _ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 _LINEAR = _ADDITIONS | {
@@ -61,8 +61,9 @@ def relevance(model: nn.Module, x: Tensor, target: Tensor, epsilon: float) -> Te
         if isinstance(part, (*_RULES, _Linear, Addition_Module)):
             part.rule = EpsilonRule(epsilon)
         elif not any(part.children()) and not isinstance(part, _PASSES):
+            where = name.removeprefix(PREFIX)
             raise api.ContractError(
-                f"lrp has no rule for {type(part).__name__} ({name}): use deep-lift or another method"
+                f"lrp has no rule for {type(part).__name__} ({where}): use deep-lift or another method"
             )
     return LRP(traced).attribute(x, target=target)
 
