@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -71,6 +72,33 @@ def find_layer(model: nn.Module, name: str) -> nn.Module:
         known = ", ".join(repr(known) for known in layers) or "none"
         raise api.ContractError(f"the model has no layer {name!r}. Its layers: {known}")
     return layers[name]
+
+
+def rectified_layers(model: nn.Module, x: Float[Tensor, "n c h w"]) -> list[str]:
+    """The submodules to read hidden units from where none are named, in the order in which they run.
+
+    Those that run once and give a tensor (n, channels, …) without negative values on the images ``x``: ReLUs, and
+    blocks or poolings that end in one. Of modules that hand the same tensor on (a block and its stage), the first.
+    """
+    outputs: dict[str, list[tuple[object, bool]]] = {}
+
+    def note(part: nn.Module, inputs: object, output: object, name: str) -> None:
+        rectified = isinstance(output, Tensor) and output.dim() > 1 and bool((output >= 0).all())
+        outputs.setdefault(name, []).append((output, rectified))  # judged now: what runs later may overwrite it
+
+    handles = [part.register_forward_hook(partial(note, name=name)) for name, part in model.named_modules() if name]
+    try:
+        with torch.no_grad():
+            model(x.clone())
+    finally:
+        for handle in handles:
+            handle.remove()
+    chosen: dict[int, str] = {}  # by place in memory, where ``outputs`` keeps all of them
+    for name, given in outputs.items():
+        output, rectified = given[0]
+        if len(given) == 1 and rectified and isinstance(output, Tensor):
+            chosen.setdefault(output.data_ptr(), name)
+    return list(chosen.values())
 
 
 def _keeper(name: str, found: dict[str, Tensor]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import captum.attr
@@ -16,7 +17,9 @@ from benchbox.api import ContractError
 from benchbox_defenses.dispersion import dispersion
 from benchbox_defenses.features import FeatureOptions, feature_members, feature_numbers, reference_images
 from benchbox_defenses.leave_one_out import LeaveOneOut, LeaveOneOutOptions
-from benchbox_defenses.units import Units
+from benchbox_defenses.units import Units, rectified_layers
+from benchbox_models.mnist_cnn import MnistCnn
+from benchbox_models.resnet18 import ResNet18
 from conftest import TrainedDigits
 
 KINDS: tuple[dict[str, Any], ...] = (
@@ -131,6 +134,18 @@ def test_a_hidden_unit_is_what_the_layer_gave_whatever_overwrites_it_later() -> 
 
     assert (found < 0).any()
     torch.testing.assert_close(found, model[0](x).mean((2, 3)))
+
+
+def test_rectified_layers_are_relus_blocks_and_poolings_and_none_twice(tmp_path: Path) -> None:
+    cnn = MnistCnn(MnistCnn.Options()).load(tmp_path)  # a flattened ReLU is the same units
+    resnet = ResNet18(ResNet18.Options()).load(tmp_path)  # functional.relu at the end of each block
+
+    assert rectified_layers(cnn, torch.rand(2, 1, 28, 28)) == ["relu1", "relu2", "relu3"]
+    blocks = [f"layer{stage}.{block}" for stage in (1, 2, 3, 4) for block in (0, 1)]
+    stem = "layer1.0.shortcut"  # the first to hand on what the stem's functional.relu gave
+    assert rectified_layers(resnet, torch.rand(2, 3, 16, 16)) == [stem, *blocks]
+    assert rectified_layers(network(), images(2)) == ["1"]  # it overwrites what the layer "0" gave
+    assert not any(part._forward_hooks for part in resnet.modules())
 
 
 class Twice(nn.Module):
