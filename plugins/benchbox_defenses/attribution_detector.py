@@ -44,7 +44,7 @@ class Detecting(api.Protected):
         """The dispersion of each example's attribution over all its values (channels are not merged)."""
         graph = torch.is_grad_enabled() and x.requires_grad
         return dispersion(
-            attribute(self.model, x, self.options, differentiable=graph).flatten(1), self.options.statistic
+            attribute(self.model, x, self.options, differentiable=graph, nan_ok=True).flatten(1), self.options.statistic
         )
 
     def calibrate(self, statistic: Float[Tensor, " n"]) -> None:

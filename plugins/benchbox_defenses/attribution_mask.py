@@ -57,7 +57,7 @@ class Masked(api.Protected):
 
     def _weight(self, x: Tensor, graph: bool) -> Float[Tensor, "n p"]:
         """Per pixel, that is per place in the image: the sum of |attribution| over the channels."""
-        return attribute(self.model, x, self.options, differentiable=graph).abs().sum(1).flatten(1)
+        return attribute(self.model, x, self.options, differentiable=graph, nan_ok=True).abs().sum(1).flatten(1)
 
     def _least_or_most(self, weight: Float[Tensor, "n p"]) -> Bool[Tensor, "n p"]:
         pixels = weight.shape[1]
