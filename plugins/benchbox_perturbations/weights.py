@@ -54,6 +54,8 @@ def layers_with_own_weights(model: nn.Module, targets: Kinds) -> list[str]:
                 continue
             seen.add(_place(weight))
         names.append(name)  # one whose weight is computed, too: apply says what to do
+    if not names:
+        raise ContractError("the model has no layer to perturb, they are all empty. Leave it out of the grid")
     return names
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import warnings
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -374,6 +375,15 @@ def test_only_the_chosen_weights_of_a_copy_change(layer: str) -> None:
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize(("pattern", "layers"), [("[46]", ["4", "6"]), ("?", LAYERS), ("0*", ["0"])])
+def test_a_pattern_chooses_several_layers(pattern: str, layers: Sequence[str]) -> None:
+    model = network()
+    for perturbation in perturbations(pattern):
+        result = perturbation.apply(model, torch.Generator())
+
+        assert [name for name in LAYERS if not torch.equal(weight(result, name), weight(model, name))] == list(layers)
+
+
 def test_a_shared_weight_is_perturbed_once_and_stays_shared() -> None:
     model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
     model[2].weight = model[0].weight
@@ -415,6 +425,8 @@ def test_empty_layers_are_left_out_and_refused_by_name(kind: int) -> None:
 
     assert perturbations()[kind].layers(model) == ["2"]
     assert not torch.equal(weight(result, "2"), weight(model, "2"))
+    with pytest.raises(ContractError, match="no layer to perturb, they are all empty"):
+        perturbations()[kind].layers(model[:2])
     with pytest.raises(ContractError, match="'1': no weights to perturb, the layer is empty"):
         perturbations("1")[kind].apply(model, torch.Generator())
 
@@ -423,6 +435,9 @@ def test_empty_layers_are_left_out_and_refused_by_name(kind: int) -> None:
 def test_layers_that_cannot_be_perturbed_are_named(kind: int) -> None:
     with pytest.raises(ContractError, match=r"no layer '5' to perturb\. Its layers: '0', '4', '6'"):
         perturbations("5")[kind].apply(network(), torch.Generator())
+
+    with pytest.raises(ContractError, match=r"no layer 'conv\*' to perturb\. Its layers: '0', '4', '6'"):
+        perturbations("conv*")[kind].apply(network(), torch.Generator())
 
     with pytest.raises(ContractError, match="Its layers: none"):
         perturbations()[kind].apply(nn.Sequential(nn.ReLU()), torch.Generator())
