@@ -1,1 +1,17 @@
 """Built-in probes of benchbox."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from benchbox.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from benchbox.api import Probe
+
+
+@hookimpl
+def benchbox_probes() -> list[type[Probe]]:
+    from benchbox_probes.weight_density import WeightDensity
+
+    return [WeightDensity]
