@@ -15,6 +15,7 @@ def benchbox_reports() -> list[type[Report]]:
     from benchbox_reports.accuracy_curves import AccuracyCurves
     from benchbox_reports.heat_map import HeatMap
     from benchbox_reports.sweeps import Sweeps
+    from benchbox_reports.synaptic_report import SynapticScores
     from benchbox_reports.transfer_matrix import TransferMatrix
 
-    return [AccuracyCurves, HeatMap, Sweeps, TransferMatrix]
+    return [AccuracyCurves, HeatMap, Sweeps, SynapticScores, TransferMatrix]

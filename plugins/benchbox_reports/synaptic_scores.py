@@ -95,7 +95,7 @@ def possible_rule(places: Sequence[float], wanted: Rule) -> Rule:
 
 
 def integral(places: Sequence[float], values: Array, rule: Rule) -> float:
-    """The integral of float64 (n,) ``values`` over the n >= 2 ``places``, the sweep scaled to [0, 1]: their mean height.
+    """The integral of float64 (n,) ``values`` over the n >= 2 ``places``, the sweep scaled to [0, 1].
 
     ``rule``: composite Simpson (for places that :func:`possible_rule` finds fit) or trapezoidal.
     """
