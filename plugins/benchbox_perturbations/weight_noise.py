@@ -29,7 +29,7 @@ class WeightNoise(WeightPerturbation):
     landscape of neural nets", §4; ``relative-std`` W + level · std(W) · ξ; ``multiplicative`` W · (1 + level · ξ);
     ``uniform`` W + u, u uniform with the root mean square level · rms(W); ``absolute`` W + level · ξ;
     ``magnitude-aware`` noise of variance level² W² + 0.001² (Jiang et al., ICLR 2020, "Fantastic generalization
-    measures and where to find them", appendix C), which moves weights of zero as well, also at level 0.
+    measures and where to find them"), which moves weights of zero as well, also at level 0.
 
     All levels and modes of one ``draw`` share their ξ (common random numbers; ``uniform`` takes u from ξ by the normal
     distribution function), so that a sweep over levels follows one direction; ``draw`` enters only the seed and makes

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 @hookimpl
 def benchbox_probes() -> list[type[Probe]]:
+    from benchbox_probes.noise_flatness import NoiseFlatness
     from benchbox_probes.weight_density import WeightDensity
 
-    return [WeightDensity]
+    return [NoiseFlatness, WeightDensity]
