@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 def benchbox_reports() -> list[type[Report]]:
     from benchbox_reports.accuracy_curves import AccuracyCurves
     from benchbox_reports.heat_map import HeatMap
+    from benchbox_reports.noise_report import NoiseScores
     from benchbox_reports.sweeps import Sweeps
     from benchbox_reports.synaptic_report import SynapticScores
     from benchbox_reports.transfer_matrix import TransferMatrix
 
-    return [AccuracyCurves, HeatMap, Sweeps, SynapticScores, TransferMatrix]
+    return [AccuracyCurves, HeatMap, NoiseScores, Sweeps, SynapticScores, TransferMatrix]
