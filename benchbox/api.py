@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
@@ -122,8 +123,9 @@ class Model(Plugin):
 class WeightPerturbation(Plugin):
     """A change of a model's parameters without an adversary: a filter, noise.
 
-    The option ``layer`` names the layer to perturb, ``"*"`` all of them together; a grid may say ``"@each"``, which
-    becomes one entry per layer of each model. ``targets`` are the module types whose weights can be perturbed.
+    The option ``layer`` names the layer to perturb, or several together by a pattern (``"layer1.*"``; ``"*"`` is all of
+    them). A grid may say ``"@each"``, which becomes one entry per layer of each model, ``"@first"`` or ``"@last"``.
+    ``targets`` are the module types whose weights can be perturbed.
     """
 
     targets: ClassVar[tuple[type[nn.Module], ...]] = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -131,7 +133,11 @@ class WeightPerturbation(Plugin):
     """Options that do not enter the seed: with ``("level",)`` all levels of a noise scale one and the same draw."""
 
     class Options(Options):
-        layer: str = Field("*", description='the layer to perturb; "*" is all together, "@each" one after the other')
+        layer: str = Field(
+            "*",
+            description='the layer to perturb; "*" is all together, "layer1.*" some; "@each" one after the other, '
+            '"@first", "@last"',
+        )
 
     @abstractmethod
     def apply(self, model: nn.Module, rng: torch.Generator) -> nn.Module:
@@ -145,10 +151,11 @@ class WeightPerturbation(Plugin):
 def target_layers(model: nn.Module, targets: tuple[type[nn.Module], ...], layer: str = "*") -> dict[str, nn.Module]:
     """The named submodules of the types ``targets`` that ``layer`` selects, in order; a shared one counts once.
 
-    Raises ContractError, with the names that exist, when there is none.
+    ``layer`` is a name, or a pattern (:mod:`fnmatch`: ``"*"``, ``"layer1.*"``) for several together. Raises
+    ContractError, with the names that exist, when there is none.
     """
     layers = {name: part for name, part in model.named_modules() if isinstance(part, targets)}
-    chosen = layers if layer == "*" else {name: part for name, part in layers.items() if name == layer}
+    chosen = {name: part for name, part in layers.items() if name == layer or fnmatchcase(name, layer)}
     if not chosen:
         known = ", ".join(repr(name) for name in layers) or "none"
         raise ContractError(f"the model has no layer {layer!r} to perturb. Its layers: {known}")

@@ -23,7 +23,7 @@ from pydantic import (
 
 from benchbox.config import read_toml
 from benchbox.domain import Access, Cell, Component, Exclusion, Kind, Norm, Plan, Precision, Threat
-from benchbox.errors import DataError, GridError, OptionError, PluginError
+from benchbox.errors import ContractError, DataError, GridError, OptionError, PluginError
 from benchbox.registry import Registry, did_you_mean
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 UNDEFENDED = "none"
 EACH_LAYER = "@each"
+LAYERS = {EACH_LAYER: slice(None), "@first": slice(1), "@last": slice(-1, None)}
+"""What the option ``layer`` of a weight perturbation may say besides a name or a pattern: part of a model's layers."""
 
 
 def _parse_number(value: Any) -> Any:
@@ -360,23 +362,28 @@ class _Expansion:
         entries = []
         for entry in self.grid.weight_perturbation:
             swept = entry.sweep.get("layer")
-            if entry.options.get("layer") == EACH_LAYER or (isinstance(swept, list) and EACH_LAYER in swept):
-                entry = self._each_layer(entry, model)
-            entries.append(entry)
+            asked = swept if isinstance(swept, list) else [entry.options.get("layer")]
+            try:
+                named = any(layer in list(LAYERS) for layer in asked)
+                entries.append(self._named_layers(entry, model, asked) if named else entry)
+            except ContractError as error:
+                self._exclude(f"{entry.name} on {model.component.name}", str(error))
         return self._choices("weight_perturbation", entries)
 
-    def _each_layer(self, entry: Entry, model: _Choice) -> Entry:
-        """``layer = "@each"`` becomes a sweep over the layers of ``model``."""
+    def _named_layers(self, entry: Entry, model: _Choice, asked: list[Any]) -> Entry:
+        """``layer = "@each"`` becomes a sweep over the layers of ``model``, ``"@first"`` and ``"@last"`` one of them.
+
+        Raises ContractError where the model has no layer that could be perturbed.
+        """
         options = next(entry.choices()) | {"layer": "*"}
         plugin: Any = self.registry.create("weight_perturbation", entry.name, options)
         network: Any = model.plugin
         each = plugin.layers(network.load(self.data_dir))
-        asked = entry.sweep.get("layer", [EACH_LAYER])
-        listed = [each if layer == EACH_LAYER else [layer] for layer in (asked if isinstance(asked, list) else [])]
-        layers = list(dict.fromkeys(itertools.chain(*listed)))
+        layers = [each[LAYERS[layer]] if layer in list(LAYERS) else [layer] for layer in asked]
         others = {option: values for option, values in entry.sweep.items() if option != "layer"}
         kept = {option: value for option, value in entry.options.items() if option != "layer"}
-        return Entry.model_validate({"name": entry.name, **kept, "sweep": {"layer": layers, **others}})
+        sweep = {"layer": list(dict.fromkeys(itertools.chain(*layers))), **others}
+        return Entry.model_validate({"name": entry.name, **kept, "sweep": sweep})
 
     # ---- which attack meets which defense
 

@@ -139,9 +139,9 @@ class Results:
         """The verdicts per example of a cell, by key or prefix."""
         return self.row(key).masks()
 
-    def measurements(self, key: str, probe: str | None = None) -> list[Measurement]:
-        """What the probes (or one of them) measured in a cell."""
-        found = self._source.measurements(self.row(key))
+    def measurements(self, cell: str | Row, probe: str | None = None) -> list[Measurement]:
+        """What the probes (or one of them) measured in a cell, by key or prefix, or by its row where it is at hand."""
+        found = self._source.measurements(cell if isinstance(cell, Row) else self.row(cell))
         return [item for item in found if item.name and probe in (None, item.probe, item.probe.partition("#")[0])]
 
     def measured(self, probe: str, **filters: Any) -> list[tuple[Row, str, Measured]]:

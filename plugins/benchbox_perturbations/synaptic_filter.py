@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from benchbox.api import ContractError, WeightPerturbation
-from benchbox_perturbations.weights import copy_with_weights
+from benchbox_perturbations.weights import copy_with_weights, layers_with_own_weights
 
 Filter = Literal["high-pass", "low-pass", "pulse"]
 
@@ -20,6 +20,9 @@ class SynapticFilter(WeightPerturbation):
 
     Ideal high-pass, ideal low-pass and pulse wave after Pravin, Martino, Nicosia, Ojha (2024), "Fragility, robustness
     and antifragility in deep learning", Artificial Intelligence 327:104060.
+
+    What the authors' notebooks do: ``range = "layer"`` for one layer and ``range = "fixed"`` for all together, 25
+    thresholds from 0 to 1, ``pulse_width = 0.04`` (which leaves gaps of 4 % of the range between bands).
 
     ``threshold`` runs along the sweep: high-pass removes the weights up to it from the lowest, low-pass those from the
     highest down; at 0 that is the first weight, at 1 all of them. The pulse removes a band that moves from the lowest
@@ -62,6 +65,10 @@ class SynapticFilter(WeightPerturbation):
             where = self._positions(weight, reference, name if options.range == "layer" else options.layer)
             weight.masked_fill_(removed(where, options.filter, options.threshold, options.pulse_width), 0.0)
         return filtered
+
+    def layers(self, model: nn.Module) -> list[str]:
+        """See :meth:`benchbox.api.WeightPerturbation.layers`; layers that share their weight count once."""
+        return layers_with_own_weights(model, self.targets)
 
     def _positions(self, weight: Tensor, reference: Tensor, place: str) -> Tensor:
         """Where each weight lies in the range, float64: 0 is its lowest, 1 its highest value, both exactly."""

@@ -3,36 +3,89 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from benchbox.api import ContractError, target_layers
 
+Kinds = tuple[type[nn.Module], ...]
+
 
 def copy_with_weights(
-    model: nn.Module, targets: tuple[type[nn.Module], ...], layer: str, include_bias: bool = False
+    model: nn.Module, targets: Kinds, layer: str, include_bias: bool = False
 ) -> tuple[nn.Module, dict[str, Tensor]]:
     """A deep copy of ``model`` and its parameters to change, by name: weights, and biases on request.
 
-    A parameter that several layers share comes once. Raises ContractError for a layer that does not exist, whose
-    weight is computed anew at each use (a change would have no effect), or whose weight is not finite.
+    A parameter that several layers share comes once, and one without entries not at all. Raises ContractError for a
+    layer that does not exist, whose weight is computed anew at each use (a change would have no effect) or empty, or
+    whose weight is not finite.
     """
-    model = copy.deepcopy(model)
+    model = _copy(model)
     found: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, part in target_layers(model, targets, layer).items():
+    seen: set[tuple[int, int, int]] = set()
+    layers = target_layers(model, targets, layer)
+    for name, kind, parameter in _parameters(layers, include_bias):
+        if parameter.numel() == 0 or _place(parameter) in seen:
+            continue
+        seen.add(_place(parameter))
+        if not torch.isfinite(parameter).all():
+            raise ContractError(f"the {kind} of layer {name!r} is not finite: use other weights")
+        found[f"{name}.{kind}" if name else kind] = parameter.data
+    if not found:
+        raise ContractError(
+            f"{', '.join(map(repr, layers))}: no weights to perturb, the layer is empty. Leave it out of the grid"
+        )
+    return model, found
+
+
+def layers_with_own_weights(model: nn.Module, targets: Kinds) -> list[str]:
+    """The layers that ``layer = "@each"`` stands for: without empty ones, and of tied ones the first alone.
+
+    Raises ContractError, with a reason, when there is none.
+    """
+    seen: set[tuple[int, int, int]] = set()
+    names = []
+    for name, part in target_layers(model, targets).items():
+        weight = dict(part.named_parameters(recurse=False)).get("weight")
+        if weight is not None:
+            if weight.numel() == 0 or _place(weight) in seen:
+                continue
+            seen.add(_place(weight))
+        names.append(name)  # one whose weight is computed, too: apply says what to do
+    if not names:
+        raise ContractError("the model has no layer to perturb, they are all empty. Leave it out of the grid")
+    return names
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """A deep copy in which parameters that shared their memory share it still; torch copies each by itself."""
+    copied = copy.deepcopy(model)
+    firsts: dict[tuple[int, int, int], Tensor] = {}
+    for old, new in zip(model.parameters(), copied.parameters(), strict=True):
+        first = firsts.setdefault(_place(old), new)
+        if first is not new and old.numel():
+            new.data = first.data.as_strided(old.size(), old.stride())
+    return copied
+
+
+def _parameters(layers: dict[str, nn.Module], include_bias: bool) -> Iterator[tuple[str, str, nn.Parameter]]:
+    """Name of the layer, "weight" or "bias", and the parameter."""
+    for name, part in layers.items():
         own = dict(part.named_parameters(recurse=False))
         if "weight" not in own:
+            if getattr(part, "affine", True) is False:  # a batch norm without parameters
+                continue
             raise ContractError(
                 f"the weight of layer {name!r} is no parameter of it (weight norm, pruning or another "
                 "parametrisation): fold it in before perturbing, for example with remove_parametrizations"
             )
         for kind in ("weight", "bias") if include_bias else ("weight",):
-            if kind not in own or id(own[kind]) in seen:
-                continue
-            seen.add(id(own[kind]))
-            if not torch.isfinite(own[kind]).all():
-                raise ContractError(f"the {kind} of layer {name!r} is not finite: use other weights")
-            found[f"{name}.{kind}" if name else kind] = own[kind].data
-    return model, found
+            if kind in own:
+                yield name, kind, own[kind]
+
+
+def _place(parameter: Tensor) -> tuple[int, int, int]:
+    """Equal for parameters that share their memory, as tied ones do, also where one is a view of the other."""
+    return parameter.untyped_storage().data_ptr(), int(parameter.storage_offset()), parameter.numel()

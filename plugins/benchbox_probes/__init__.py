@@ -12,9 +12,19 @@ if TYPE_CHECKING:
 
 @hookimpl
 def benchbox_probes() -> list[type[Probe]]:
+    from benchbox.api import Probe
     from benchbox_probes.gradient_norms import GradientNorms
     from benchbox_probes.neuron_sensitivity import NeuronSensitivity
+    from benchbox_probes.noise_flatness import NoiseFlatness
+    from benchbox_probes.weight_density import WeightDensity
     from benchbox_probes.weight_norms import WeightNorms
     from benchbox_probes.weight_sensitivity import WeightSensitivity
 
-    return [GradientNorms, NeuronSensitivity, WeightNorms, WeightSensitivity]
+    return [
+        GradientNorms,
+        NeuronSensitivity,
+        NoiseFlatness,
+        WeightDensity,
+        WeightNorms,
+        WeightSensitivity,
+    ]

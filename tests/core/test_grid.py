@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchbox.domain import Plan
 from benchbox.errors import GridError, PluginError
@@ -121,6 +122,35 @@ def test_each_layer_beside_all_layers(grid_file: GridFile, toys: Registry) -> No
               if cell.weight_perturbation]  # fmt: skip
 
     assert layers == ["linear", "linear", "*", "*"]
+
+
+@pytest.mark.parametrize(("asked", "layers"), [("@first", ["conv1"]), ("@last", ["linear2"])])
+def test_the_first_and_the_last_layer_are_found_in_each_model(
+    grid_file: GridFile, toys: Registry, asked: str, layers: list[str]
+) -> None:
+    path = grid_file(
+        f'[[weight_perturbation]]\nname = "weight-noise"\nlevel = 0.1\nlayer = "{asked}"',
+        replace={'name = "toy"\n\n[[model]]\nname = "toy-linear"': 'name = "digits"\n\n[[model]]\nname = "digits-cnn"'},
+    )
+
+    found = {part.options["layer"] for cell in plan_of(path, toys).cells if (part := cell.weight_perturbation)}
+
+    assert sorted(found) == layers
+
+
+def test_a_model_without_layers_to_perturb_is_an_exclusion(grid_file: GridFile, toys: Registry) -> None:
+    path = grid_file(
+        '[[weight_perturbation]]\nname = "weight-noise"\nlevel = 0.1\nlayer = "@each"',
+        replace={'name = "toy-linear"': 'name = "checkpoint"\nbuilder = "torch.nn:Flatten"\nweights = "empty.pt"'},
+    )
+    torch.save({}, path.parent / "empty.pt")
+
+    plan = expand(load_grid(path), toys, path.parent, str(path))
+
+    assert not any(cell.weight_perturbation for cell in plan.cells)
+    (excluded,) = plan.excluded
+    assert excluded.description == "weight-noise on checkpoint"
+    assert "the model has no layer '*' to perturb. Its layers: none" in excluded.reason
 
 
 @pytest.mark.parametrize(

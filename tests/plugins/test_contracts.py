@@ -25,13 +25,18 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "tiny-imagenet": [{"path": "tiny.tar.gz"}],
     "checkpoint": [{"builder": "benchbox_models.reference:wk_net", "weights": "wk.pt"}],
     "digits-cnn": [{}, {"weights": "standard"}, {"weights": "pgd"}],
+    "ground-model": [{"number": number} for number in (1, 2, 6)],
     "torchvision": [{"arch": "squeezenet1_1", "num_classes": 10}],
     "synaptic-filter": [
         {"filter": "low-pass", "threshold": 0.5},
         {"filter": "high-pass", "threshold": 0.2, "range": "layer", "scale": "quantile"},
         {"filter": "pulse", "threshold": 0.5, "range": "fixed"},
     ],
-    "weight-noise": [{"level": 0.1}, {"level": 0.1, "mode": "absolute", "include_bias": True}],
+    "weight-noise": [
+        {"level": 0.1},
+        {"level": 0.1, "mode": "absolute", "include_bias": True},
+        {"level": 0.1, "mode": "magnitude-aware", "include_batch_norm": True},
+    ],
     "attribution-mask": [
         {"method": "saliency", "replacement": "blur"},
         {"method": "input-x-gradient", "which": "most", "replacement": "mean"},
@@ -66,7 +71,13 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "autoattack": [{"steps": 3, "queries": 5, "version": version} for version in ("standard", "plus", "rand")],
     "autoattack-reference": [{"version": "custom", "attacks": ["apgd-ce"]}],
 }
-SHAPES = {"digits-cnn": (1, 8, 8), "mnist-cnn": (1, 28, 28), "checkpoint": (1, 28, 28), "torchvision": (3, 64, 64)}
+SHAPES = {
+    "digits-cnn": (1, 8, 8),
+    "mnist-cnn": (1, 28, 28),
+    "ground-model": (1, 28, 28),
+    "checkpoint": (1, 28, 28),
+    "torchvision": (3, 64, 64),
+}
 
 
 def built_in(kind: Kind) -> list[Any]:

@@ -45,7 +45,7 @@ def build(registry: Registry) -> Any:
 def test_all_built_in_models_are_offered(registry: Registry) -> None:
     names = {offer.name for offer in registry.offers("model") if offer.provider == "benchbox"}
 
-    assert names >= {"checkpoint", "digits-cnn", "mnist-cnn", "resnet18", "torchvision"}
+    assert names >= {"checkpoint", "digits-cnn", "ground-model", "mnist-cnn", "resnet18", "torchvision"}
 
 
 @pytest.mark.parametrize(
@@ -53,6 +53,8 @@ def test_all_built_in_models_are_offered(registry: Registry) -> None:
     [
         ("digits-cnn", {}, (1, 8, 8), 10),
         ("mnist-cnn", {}, (1, 28, 28), 10),
+        ("ground-model", {"number": 1}, (1, 28, 28), 10),
+        ("ground-model", {"number": 6}, (1, 28, 28), 10),
         ("resnet18", {}, (3, 32, 32), 10),
         ("resnet18", {"in_channels": 1, "mean": [0.5], "std": [0.5], "num_classes": 4}, (1, 16, 16), 4),
         ("torchvision", {"arch": "squeezenet1_1", "num_classes": 7}, (3, 64, 64), 7),
@@ -126,6 +128,42 @@ def test_resnet18_computes_what_torchvisions_does_with_a_small_stem(build: Any, 
 
     torch.testing.assert_close(logits, expected)
     assert sum(parameter.numel() for parameter in ours.parameters()) == 11_173_962
+
+
+@pytest.mark.parametrize(
+    ("number", "parameters"), [(1, 422_026), (2, 28_394), (3, 390_410), (4, 421_642), (5, 804_554), (6, 63_050)]
+)
+def test_the_ground_models_have_their_published_sizes(build: Any, tmp_path: Path, number: int, parameters: int) -> None:
+    """Published in the notebooks of fall2023project."""
+    model = build("ground-model", number=number).load(tmp_path)
+
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+
+
+def test_a_ground_model_sees_pixels_between_minus_one_and_one(build: Any, tmp_path: Path) -> None:
+    model = build("ground-model", number=6).load(tmp_path)
+    images = torch.rand(2, 1, 28, 28)
+    features = torch.relu(nn.functional.conv2d(2 * images - 1, model.conv1.weight, model.conv1.bias, padding=1))
+
+    expected = model.linear1(nn.functional.max_pool2d(features, 2).flatten(1))
+
+    torch.testing.assert_close(model(images), expected)
+
+
+def test_ground_models_are_numbered_from_1_to_6(build: Any) -> None:
+    with pytest.raises(OptionError, match="1, 2, 3, 4, 5 or 6"):
+        build("ground-model", number=7)
+    with pytest.raises(OptionError, match="number"):
+        build("ground-model")
+
+
+@pytest.mark.parametrize("number", range(1, 7))
+def test_there_is_a_recipe_for_each_ground_model(build: Any, number: int) -> None:
+    recipe = load_recipe(RECIPES / f"ground-model-{number}.toml")
+
+    assert recipe.model.name == "ground-model"
+    assert build(recipe.model.name, **recipe.model.options).options.number == number
+    assert (recipe.epochs, recipe.batch_size, recipe.optimiser.lr) == (10, 64, 1e-3)
 
 
 def test_torchvision_loads_a_state_dict_behind_its_normalisation(build: Any, tmp_path: Path) -> None:

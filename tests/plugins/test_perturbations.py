@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import itertools
+import warnings
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -188,7 +190,9 @@ def test_equal_weights_have_no_range(range_: str, scale: str) -> None:
 # ------------------------------------------------------------------------------------------------ weight noise
 
 
-MODES = ("relative-norm", "relative-std", "multiplicative", "absolute")
+GAUSSIAN = ("relative-norm", "relative-std", "multiplicative", "absolute")
+LINEAR = (*GAUSSIAN, "filter-norm", "uniform")  # in proportion to the level
+MODES = (*LINEAR, "magnitude-aware")
 
 
 @pytest.mark.parametrize("level", [1e-3, 0.1, 3.0])
@@ -206,7 +210,7 @@ def test_relative_noise_has_exactly_the_asked_size_in_each_layer(level: float, i
             assert float(change.norm() / before.norm()) == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", GAUSSIAN)
 def test_noise_is_gaussian_with_the_scale_of_its_mode(mode: str) -> None:
     model = network().double()
     original = weight(model, "4")
@@ -222,7 +226,63 @@ def test_noise_is_gaussian_with_the_scale_of_its_mode(mode: str) -> None:
     assert stats.kstest((change / (0.2 * unit)).flatten().numpy(), "norm").pvalue > 0.01
 
 
+def test_filter_noise_has_exactly_the_asked_size_in_each_filter() -> None:
+    model = network().double()
+
+    result = noisy(model, mode="filter-norm", level=0.2, include_bias=True)
+
+    for layer in LAYERS:
+        before = weight(model, layer).flatten(1)
+        change = weight(result, layer).flatten(1) - before
+        torch.testing.assert_close(change.norm(dim=1), 0.2 * before.norm(dim=1))
+        assert len(set((change / before.norm(dim=1, keepdim=True)).flatten().tolist())) == before.numel()
+
+
+def test_filters_of_zeros_stay_zero() -> None:
+    values = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
+
+    changed = weight(noisy(single(values), mode="filter-norm", level=0.5)) - values
+
+    assert changed[0].tolist() == [0, 0]
+    assert float(changed[1].norm()) == pytest.approx(2.5)
+
+
+def test_uniform_noise_is_uniform_with_the_variance_of_gaussian_noise() -> None:
+    model = network().double()
+    original = weight(model, "4")
+    rms = original.square().mean().sqrt()
+
+    change = weight(noisy(model, mode="uniform", level=0.2, layer="4"), "4") - original
+
+    reach = 0.2 * rms * 3**0.5
+    assert stats.kstest(((change / reach + 1) / 2).flatten().numpy(), "uniform").pvalue > 0.01
+    assert float(change.std()) == pytest.approx(float(0.2 * rms), rel=0.03)
+
+
+@pytest.mark.parametrize("level", [0.0, 1e-3, 0.5])
+def test_magnitude_aware_noise_has_the_variance_of_its_definition(level: float) -> None:
+    """sigma^2 w^2 + epsilon^2 with epsilon = 1e-3, also where w = 0 and where sigma = 0."""
+    values = torch.cat([torch.zeros(1, 4000), torch.full((1, 4000), 2.0)]).double()
+
+    change = weight(noisy(single(values).double(), mode="magnitude-aware", level=level)) - values
+
+    for line, size in zip(change, (0.0, 2.0), strict=True):
+        deviation = (level**2 * size**2 + 1e-6) ** 0.5
+        assert stats.kstest((line / deviation).numpy(), "norm").pvalue > 0.01
+
+
 @pytest.mark.parametrize("mode", MODES)
+def test_all_modes_of_a_draw_share_their_random_numbers(mode: str) -> None:
+    model = network().double()
+    drawn = weight(noisy(model, mode="absolute", level=1.0), "4") - weight(model, "4")
+
+    change = weight(noisy(model, mode=mode, level=0.1), "4") - weight(model, "4")
+
+    signs = weight(model, "4").sign() if mode == "multiplicative" else 1
+    assert torch.equal(change.sign(), (drawn * signs).sign())
+
+
+@pytest.mark.parametrize("mode", LINEAR)
 def test_all_levels_of_a_draw_follow_one_direction(mode: str) -> None:
     model = network().double()
 
@@ -243,7 +303,40 @@ def test_another_seed_gives_another_draw() -> None:
     assert not torch.equal(first, second)
 
 
-@pytest.mark.parametrize("mode", ["relative-norm", "multiplicative", "relative-std"])
+def test_batch_norms_are_left_alone_unless_asked_for() -> None:
+    model = network()
+    model[1].weight.data = torch.linspace(0.5, 1.5, 8)
+    model[1].bias.data = torch.linspace(-1, 1, 8)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+
+    def changed(**options: bool) -> set[str]:
+        result = noisy(model, level=0.1, **options)
+        return {name for name, value in result.named_parameters() if not torch.equal(value, before[name])}
+
+    weights = {f"{layer}.weight" for layer in LAYERS}
+    assert changed() == weights
+    assert changed(include_batch_norm=True) == weights | {"1.weight"}
+    assert changed(include_bias=True, include_batch_norm=True) == set(before)  # as in the study's own function
+
+
+def test_a_batch_norm_without_parameters_is_no_obstacle() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2, affine=False))
+
+    result = noisy(model, level=0.1, include_batch_norm=True)
+
+    assert not torch.equal(weight(result), weight(model))
+
+
+def test_results_from_before_the_batch_norm_option_keep_their_keys() -> None:
+    def dumped(**options: object) -> dict[str, object]:
+        return WeightNoise.Options(level=0.1, **options).model_dump(mode="json")
+
+    without = {"layer": "*", "mode": "relative-norm", "level": 0.1, "draw": 0, "include_bias": False}
+    assert dumped() == without
+    assert dumped(include_batch_norm=True) == without | {"include_batch_norm": True}
+
+
+@pytest.mark.parametrize("mode", ["relative-norm", "filter-norm", "uniform", "multiplicative", "relative-std"])
 def test_noise_relative_to_nothing_is_refused(mode: str) -> None:
     constant = torch.full((2, 3), 0.5 if mode == "relative-std" else 0.0)
 
@@ -282,6 +375,15 @@ def test_only_the_chosen_weights_of_a_copy_change(layer: str) -> None:
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize(("pattern", "layers"), [("[46]", ["4", "6"]), ("?", LAYERS), ("0*", ["0"])])
+def test_a_pattern_chooses_several_layers(pattern: str, layers: Sequence[str]) -> None:
+    model = network()
+    for perturbation in perturbations(pattern):
+        result = perturbation.apply(model, torch.Generator())
+
+        assert [name for name in LAYERS if not torch.equal(weight(result, name), weight(model, name))] == list(layers)
+
+
 def test_a_shared_weight_is_perturbed_once_and_stays_shared() -> None:
     model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
     model[2].weight = model[0].weight
@@ -292,13 +394,55 @@ def test_a_shared_weight_is_perturbed_once_and_stays_shared() -> None:
         assert torch.equal(result[0].weight, expected[0].weight)
 
 
+def tied() -> nn.Module:
+    """Layers "0" and "2" have one parameter, "4" another one in the same memory, "6" is the transpose of "0"."""
+    model = nn.Sequential(*(part for _ in range(4) for part in (nn.Linear(6, 6), nn.ReLU())))
+    model[2].weight = model[0].weight
+    model[4].weight = nn.Parameter(model[0].weight.data)
+    model[6].weight = nn.Parameter(model[0].weight.data.t())
+    return model.requires_grad_(False)
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["synaptic-filter", "weight-noise"])
+def test_weights_tied_by_their_memory_are_perturbed_once(kind: int) -> None:
+    model = tied()
+
+    result, expected = (perturbations(layer)[kind].apply(model, torch.Generator()) for layer in ("*", "0"))
+
+    for layer in (0, 2, 4):
+        assert torch.equal(result[layer].weight, expected[0].weight)
+    assert torch.equal(result[6].weight, expected[0].weight.t())
+    assert perturbations()[kind].layers(model) == ["0"]
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["synaptic-filter", "weight-noise"])
+def test_empty_layers_are_left_out_and_refused_by_name(kind: int) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of the initialisation of nothing
+        model = nn.Sequential(nn.Linear(4, 0), nn.Linear(0, 3), nn.Linear(3, 3))
+
+    result = perturbations()[kind].apply(model, torch.Generator())
+
+    assert perturbations()[kind].layers(model) == ["2"]
+    assert not torch.equal(weight(result, "2"), weight(model, "2"))
+    with pytest.raises(ContractError, match="no layer to perturb, they are all empty"):
+        perturbations()[kind].layers(model[:2])
+    with pytest.raises(ContractError, match="'1': no weights to perturb, the layer is empty"):
+        perturbations("1")[kind].apply(model, torch.Generator())
+
+
 @pytest.mark.parametrize("kind", [0, 1], ids=["synaptic-filter", "weight-noise"])
 def test_layers_that_cannot_be_perturbed_are_named(kind: int) -> None:
     with pytest.raises(ContractError, match=r"no layer '5' to perturb\. Its layers: '0', '4', '6'"):
         perturbations("5")[kind].apply(network(), torch.Generator())
 
+    with pytest.raises(ContractError, match=r"no layer 'conv\*' to perturb\. Its layers: '0', '4', '6'"):
+        perturbations("conv*")[kind].apply(network(), torch.Generator())
+
     with pytest.raises(ContractError, match="Its layers: none"):
         perturbations()[kind].apply(nn.Sequential(nn.ReLU()), torch.Generator())
+    with pytest.raises(ContractError, match="Its layers: none"):
+        perturbations()[kind].layers(nn.Sequential(nn.ReLU()))
 
     damaged = network()
     damaged[4].weight.data[0, 0] = torch.nan
@@ -322,6 +466,7 @@ def test_layers_that_cannot_be_perturbed_are_named(kind: int) -> None:
             {"filter": "pulse", "threshold": 0.5, "range": "fixed", "scale": "quantile"},
             "no fixed range",
         ),
+        (WeightNoise, {"level": 0.1, "mode": "filter"}, "Input should be 'relative-norm'"),
         (WeightNoise, {"level": -0.1}, "greater than or equal to 0"),
         (WeightNoise, {"level": float("inf")}, "finite"),
         (WeightNoise, {"level": 0.1, "draw": -1}, "greater than or equal to 0"),
