@@ -79,17 +79,24 @@ class Bank(nn.Module):
         Differentiable. A backward pass computes the similarities anew, block by block, so that it needs no more memory
         than a query.
         """
-        directions = unit(codes)
-        shares = []
+        directions, shares = unit(codes), []
+        step = max(1, self._entries() * ROWS // max(ROWS, len(codes)))
+        small = len(self) <= step // 4  # then a graph of all similarities and what follows from them fits as well
         for start, end in self._classes():
-            step = max(1, self._entries() * ROWS // max(ROWS, len(codes)))
             parts = [
-                checkpoint(_log_weight, directions, self.codes[first : min(end, first + step)], sharpness,
-                           use_reentrant=False, preserve_rng_state=False)
+                _log_weight(directions, self.codes[first : min(end, first + step)], sharpness)
+                if small
+                else self._recomputed(directions, self.codes[first : min(end, first + step)], sharpness)
                 for first in range(start, end, step)
-            ]  # fmt: skip
+            ]
             shares.append(torch.logsumexp(torch.stack(parts), 0))
         return functional.log_softmax(torch.stack(shares, 1), 1)
+
+    @staticmethod
+    def _recomputed(directions: Tensor, codes: Tensor, sharpness: float) -> Tensor:
+        return checkpoint(
+            _log_weight, directions, codes, sharpness, use_reentrant=False, preserve_rng_state=False
+        )  # fmt: skip
 
     def _classes(self) -> Iterator[tuple[int, int]]:
         end = 0
