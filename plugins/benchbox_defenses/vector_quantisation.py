@@ -11,25 +11,38 @@ from torch import Tensor, nn
 
 from benchbox import api
 from benchbox_defenses.bank import unit
-from benchbox_defenses.codebook import Distance, fit_codes, nearest_code
+from benchbox_defenses.codebook import Distance, codebook_spread, fit_codes, nearest_code, similarities
 from benchbox_defenses.place import BATCH, Place, changed_pass, find_place, read_pass, straight_through
 
 SAMPLE = 20_000
 """Vectors that the codebook is fitted on at most, evenly spaced among all."""
 
+SHARPNESS = 3.0
+"""How hard the soft assignment is, in units of 1 / the codebook's spread; weaker and straight-through attacks are worse
+than ones that do not know the codebook."""
+
 Unit = Literal["place", "image"]
 
 
 class Quantised(api.Protected):
-    """The model with a codebook behind one of its layers; its own surrogate, with the straight-through gradient."""
+    """The model with a codebook behind one of its layers. It is its own surrogate: the values are exact, and the
+    derivative is that of the activation itself or of a soft assignment to the codes.
+
+    ``spread`` is by how much the calibration vectors miss their code, in the units of the similarity.
+    """
 
     codes: Tensor
 
     def __init__(
-        self, model: nn.Module, place: Place, codes: Float[Tensor, "c d"], options: VectorQuantisation.Options
+        self,
+        model: nn.Module,
+        place: Place,
+        codes: Float[Tensor, "c d"],
+        spread: float,
+        options: VectorQuantisation.Options,
     ) -> None:
         super().__init__(model)
-        self.place, self.options = place, options
+        self.place, self.spread, self.options = place, spread, options
         self.register_buffer("codes", codes)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
@@ -44,8 +57,16 @@ class Quantised(api.Protected):
             if self.options.distance == "cosine":
                 codes = torch.where(unit(vectors).any(1, keepdim=True), codes, vectors)
             value = activation_of(codes, activation.shape, self.options.unit)
-        graph = torch.is_grad_enabled() and activation.requires_grad
-        return straight_through(activation, value) if graph else value
+        if not (torch.is_grad_enabled() and activation.requires_grad):
+            return value
+        return straight_through(self._soft(activation) if self.options.surrogate == "soft" else activation, value)
+
+    def _soft(self, activation: Float[Tensor, "n ..."]) -> Float[Tensor, "n ..."]:
+        """The mean of all codes, weighted by a softmax of their similarity (Agustsson et al. 2017, arXiv 1704.00648,
+        §3.1). Holds the similarities of all vectors to all codes."""
+        similarity = similarities(vectors_of(activation, self.options.unit), self.codes, self.options.distance)
+        weights = torch.softmax(SHARPNESS / self.spread * similarity, 1)
+        return activation_of(weights @ self.codes, activation.shape, self.options.unit)
 
 
 def vectors_of(activation: Float[Tensor, "n ..."], part: Unit) -> Float[Tensor, "v d"]:
@@ -79,6 +100,9 @@ class VectorQuantisation(api.Defense):
         unit: Unit = Field(
             "place", description="what is replaced as a whole: the channels at each place, or an image's activations"
         )
+        surrogate: Literal["soft", "straight-through"] = Field(
+            "soft", description="what an adaptive attacker differentiates: a soft assignment, or nothing of it"
+        )
         memory: int = Field(256, ge=1, description="MiB that the similarities of a query may take")
 
     def protect(self, model: nn.Module, calibration: api.Examples, rng: torch.Generator) -> Quantised:
@@ -96,10 +120,12 @@ class VectorQuantisation(api.Defense):
                 vectors = vectors_of(read_pass(model, place, images)[0], options.unit)
                 kept.append(vectors[wanted[(wanted >= start) & (wanted < start + len(vectors))] - start])
                 start += len(vectors)
-            codes = fit_codes(torch.cat(kept), options.codes, options.distance, options.memory).to(first.dtype)
+            vectors = torch.cat(kept)
+            codes = fit_codes(vectors, options.codes, options.distance, options.memory).to(first.dtype)
         if len(codes) < options.codes:
             raise api.ContractError(
                 f"{self.name}: {place} has only {len(codes)} distinct vectors on the calibration images, fewer than "
                 f"codes = {options.codes}: lower codes or choose another layer"
             )
-        return Quantised(model, place, codes, options)
+        spread = codebook_spread(vectors, codes, options.distance, options.memory)
+        return Quantised(model, place, codes, spread, options)

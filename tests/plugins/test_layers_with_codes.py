@@ -16,7 +16,7 @@ from benchbox.api import AttackTarget, ContractError, Defense, Examples
 from benchbox.domain import Threat
 from benchbox.engine import search
 from benchbox.registry import Registry
-from benchbox_defenses.codebook import fit_codes, nearest_code
+from benchbox_defenses.codebook import codebook_spread, fit_codes, nearest_code
 from benchbox_defenses.pca_bottleneck import PcaBottleneck
 from benchbox_defenses.vector_quantisation import VectorQuantisation, activation_of, vectors_of
 from conftest import TrainedDigits
@@ -165,7 +165,7 @@ def test_what_passes_is_the_nearest_code(
 def test_the_gradient_passes_the_codes_as_if_they_were_not_there(trained_digits: TrainedDigits) -> None:
     model, calibration, x = in_double(trained_digits)
     images = x[:10].clone().requires_grad_()
-    protected = protect(VectorQuantisation, model, calibration, layer="1", codes=16)
+    protected = protect(VectorQuantisation, model, calibration, layer="1", codes=16, surrogate="straight-through")
     activation = model[:2](images)  # type: ignore[index]
     quantised = protected.quantised(activation.detach()).requires_grad_()
     behind = torch.autograd.grad(model[2:](quantised)[:, 3].sum(), quantised)[0]  # type: ignore[index]
@@ -175,6 +175,28 @@ def test_the_gradient_passes_the_codes_as_if_they_were_not_there(trained_digits:
 
     assert torch.equal(with_graph.detach(), protected(x[:10]))
     torch.testing.assert_close(torch.autograd.grad(with_graph[:, 3].sum(), images)[0], truth)
+
+
+@pytest.mark.parametrize("distance", ["l2", "cosine"])
+def test_the_soft_gradient_is_that_of_the_mean_code(trained_digits: TrainedDigits, distance: Any) -> None:
+    model, calibration, x = in_double(trained_digits)
+    protected = protect(VectorQuantisation, model, calibration, layer="1", codes=16, distance=distance)
+    activation = model[:2](x[:4])  # type: ignore[index]
+
+    assert torch.autograd.gradcheck(protected._soft, (activation + 0.1).requires_grad_(), fast_mode=True)
+    assert torch.equal(protected(x.clone().requires_grad_()).detach(), protected(x))  # the values are the codes
+
+
+def test_the_spread_is_how_far_vectors_are_from_their_code() -> None:
+    vectors, codes = random(500, 6), random(8, 6, seed=1)
+
+    half = codebook_spread(vectors, codes, "l2", 1)
+    angle = codebook_spread(vectors, codes, "cosine", 1)
+
+    assert half == pytest.approx(float((torch.cdist(vectors, codes).amin(1) ** 2).mean()) / 2)
+    cosine = torch.nn.functional.cosine_similarity(vectors[:, None], codes, dim=2).amax(1)
+    assert angle == pytest.approx(float((1 - cosine).mean()))
+    assert codebook_spread(codes, codes, "l2", 1) == 1.0
 
 
 def test_too_few_distinct_vectors_are_an_error(trained_digits: TrainedDigits) -> None:
@@ -208,7 +230,6 @@ def test_an_attack_that_knows_the_layer_beats_one_that_does_not(
     protected = protect(kind, model, trained_digits.calibration, **options)
 
     oblivious, adaptive = robust(protected, model, test), robust(protected, protected.surrogate(), test)
-    print(kind.name, options, oblivious, adaptive)
 
     assert adaptive < oblivious - 0.04
 
