@@ -14,5 +14,8 @@ if TYPE_CHECKING:
 def benchbox_defenses() -> list[type[Defense]]:
     from benchbox_defenses.attribution_detector import AttributionDetector
     from benchbox_defenses.attribution_mask import AttributionMask
+    from benchbox_defenses.lesci import LesciDefense
+    from benchbox_defenses.pca_bottleneck import PcaBottleneck
+    from benchbox_defenses.vector_quantisation import VectorQuantisation
 
-    return [AttributionDetector, AttributionMask]
+    return [AttributionDetector, AttributionMask, LesciDefense, PcaBottleneck, VectorQuantisation]

@@ -49,6 +49,18 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"method": "integrated-gradients", "steps": 4, "statistic": "kurtosis"},
         {"method": "occlusion", "window": 2, "fpr": 0.2},
     ],
+    "lesci": [
+        {"rank": 16, "k": 5},
+        {"layer": "1", "rank": 20, "k": 7, "threshold": 0.7, "output": "exemplar", "surrogate": "bpda"},
+        {"layer": "6", "rank": 8, "k": 1, "output": "label-mean"},
+        {"layer": "6", "rank": 8, "k": 9, "threshold": 0.9, "scale": 1.0},
+    ],
+    "pca-bottleneck": [{"rank": 16}, {"layer": "1", "rank": 30, "centred": False}],
+    "vector-quantisation": [
+        {"codes": 20},
+        {"codes": 20, "layer": "1", "distance": "cosine"},
+        {"codes": 20, "layer": "6", "unit": "image"},
+    ],
     "pgd": [{"steps": 5}, {"steps": 3, "restarts": 2, "loss": "margin"}],
     "apgd": [{"steps": 10}, {"steps": 5, "loss": "dlr-targeted"}],
     "orthogonal-pgd": [{"steps": 10}],
