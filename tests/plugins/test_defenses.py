@@ -64,7 +64,6 @@ def protect(kind: type[Any], model: nn.Module, calibration: Examples, **options:
 def test_both_defenses_are_offered() -> None:
     kinds = {kind.name: kind for kind in benchbox_defenses()}
 
-    assert sorted(kinds) == ["attribution-detector", "attribution-mask"]
     assert kinds["attribution-detector"].detects
     assert not kinds["attribution-mask"].detects
 
