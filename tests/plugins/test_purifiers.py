@@ -232,8 +232,8 @@ def test_an_attack_through_the_defense_beats_one_on_the_undefended_model(
 
 
 def test_expectation_over_deflections_beats_an_attack_on_the_undefended_model(trained_digits: TrainedDigits) -> None:
-    """An attack that stops at the first draw on which it wins has only been lucky; one that averages has not."""
-    model, test, eps = trained_digits.model, trained_digits.test.head(150), 0.08
+    """One that does not average, and stops at the first draw on which it wins, is worse than either: it was lucky."""
+    model, test, eps = trained_digits.model, trained_digits.test.head(100), 0.12
     protected = protect(PixelDeflection, model, trained_digits.calibration, share=0.3)
 
     def attacked(target: nn.Module, draws: int) -> Tensor:
@@ -250,5 +250,7 @@ def test_expectation_over_deflections_beats_an_attack_on_the_undefended_model(tr
         return wrong.float().mean().item()
 
     oblivious, adaptive = share(attacked(model, 1)), share(attacked(protected.surrogate(), 8))
+    _, lucky = successes(protected, model, test, eps)
 
-    assert adaptive > oblivious + 0.05, (oblivious, adaptive)
+    assert adaptive > oblivious + 0.02, (oblivious, adaptive)
+    assert lucky < oblivious - 0.1, (oblivious, lucky)
