@@ -31,15 +31,15 @@ def doubt(logits: Float[Tensor, "n k"], score: Score, temperature: float = 1.0) 
     """How unsure the model is, higher = less sure, from z = ``logits`` / ``temperature``.
 
     ``max-softmax`` (Hendrycks & Gimpel, ICLR 2017, §3): log(1 - max p), which orders inputs as -max p does, but where
-    1 - max p is below what a float can tell from 0 it has values and a slope still. ``entropy``: -Σ p ln p, in nats.
-    ``energy`` (Liu et al., NeurIPS 2020, eq. 3): -T logsumexp z.
+    1 - max p is below what a float can tell from 0 it has values and a slope still. ``entropy``: ln(-Σ p ln p), the
+    logarithm for the same reason. ``energy`` (Liu et al., NeurIPS 2020, eq. 3): -T logsumexp z.
     """
     z = logits.double() / temperature
     if score == "energy":
         value = -temperature * z.logsumexp(1)
     elif score == "entropy":
         log_p = z.log_softmax(1)
-        value = -(log_p.exp() * log_p).sum(1)
+        value = (-(log_p.exp() * log_p).sum(1)).clamp_min(torch.finfo(z.dtype).tiny).log()
     else:
         best = nn.functional.one_hot(z.argmax(1), z.shape[1]).bool()
         value = z.masked_fill(best, -torch.inf).logsumexp(1) - z.logsumexp(1)

@@ -14,6 +14,8 @@ from benchbox_defenses.detector import DetectorOptions, Scored
 from benchbox_defenses.transforms import fewer_bits, median
 
 NAME = "feature-squeezing"
+LEAST = 1e-12
+"""Distances below this are rounding."""
 
 
 class Squeezed(Scored):
@@ -27,13 +29,24 @@ class Squeezed(Scored):
         squeezed = [fewer_bits(x, self.bits)] if self.bits else []
         squeezed += [median(x, self.window)] if self.window else []
         logits = self.model(x.clone())  # the clone survives a model that begins in place
-        p = logits.softmax(1)
-        return logits, torch.stack([(p - self.model(part).softmax(1)).abs().sum(1) for part in squeezed]).amax(0)
+        return logits, torch.stack([apart(logits, self.model(part)) for part in squeezed]).amax(0)
+
+
+def apart(one: Float[Tensor, "n k"], other: Float[Tensor, "n k"]) -> Float[Tensor, " n"]:
+    """ln(d / (2 - d)), d the L1 distance of the two softmax outputs, from their logits.
+
+    It orders inputs as d does. But where the model is sure of two different classes d is 2 and flat, so that an
+    attacker who follows it gets nowhere and the detector looks robust; 2 - d, twice the overlap of the two
+    distributions, has a logarithm there with values and a slope.
+    """
+    log_p, log_q = one.double().log_softmax(1), other.double().log_softmax(1)
+    half = (log_p.exp() - log_q.exp()).abs().sum(1) / 2
+    return (half.clamp_min(LEAST).log() - torch.minimum(log_p, log_q).logsumexp(1)).to(one.dtype)
 
 
 class FeatureSqueezing(api.Defense):
     """The largest L1 distance, over all squeezers, between the softmax outputs for an image and for its squeezed
-    version (Xu, Evans & Qi, NDSS 2018, "Feature Squeezing", §5.1).
+    version (Xu, Evans & Qi, NDSS 2018, "Feature Squeezing", §5.1), on the scale of :func:`apart`.
 
     The squeezers are fewer bits per value and a median filter; the paper's third one for colour images, non-local
     means, is left out. Its logits are those of the image as it is: ``input-transform`` is the purifier. Broken by

@@ -21,7 +21,7 @@ from benchbox.testing.oracles import LinearModel
 from benchbox_defenses import benchbox_defenses
 from benchbox_defenses.confidence_detector import ConfidenceDetector, doubt
 from benchbox_defenses.detector import Scored, halves
-from benchbox_defenses.feature_squeezing import FeatureSqueezing
+from benchbox_defenses.feature_squeezing import LEAST, FeatureSqueezing, apart
 from benchbox_defenses.features import FeatureReader
 from benchbox_defenses.kernel_density import KernelDensity, log_density, typical_distance
 from benchbox_defenses.lid import LARGEST, LocalDimension, local_dimension
@@ -73,7 +73,7 @@ def test_confidence_scores_agree_with_scipy(temperature: float) -> None:
     p = special.softmax(z / temperature, axis=1)
     truth = {
         "max-softmax": np.log(1 - p.max(1)),
-        "entropy": stats.entropy(p, axis=1),
+        "entropy": np.log(stats.entropy(p, axis=1)),
         "energy": -temperature * special.logsumexp(z / temperature, axis=1),
     }
 
@@ -255,9 +255,20 @@ def test_squeezing_distances_of_a_linear_model() -> None:
     both = protect(FeatureSqueezing, model, calibration, bits=1, window=3).evidence(image)
     window = protect(FeatureSqueezing, model, calibration, bits=0, window=3).evidence(image)
 
-    assert float(bits["feature-squeezing"]) == pytest.approx(2 * (p - 0.5), abs=1e-6)
-    assert float(both["feature-squeezing"]) == pytest.approx(2 * (p - 0.5), abs=1e-6)
-    assert float(window["feature-squeezing"]) == pytest.approx(0, abs=1e-6)
+    distance = 2 * (p - 0.5)
+    assert float(bits["feature-squeezing"]) == pytest.approx(math.log(distance / (2 - distance)), abs=1e-5)
+    assert float(both["feature-squeezing"]) == pytest.approx(math.log(distance / (2 - distance)), abs=1e-5)
+    assert float(window["feature-squeezing"]) == pytest.approx(math.log(LEAST), abs=1e-5)
+
+
+def test_two_sure_and_different_answers_still_have_a_slope() -> None:
+    """Their L1 distance is 2, and in floats it does not move; the overlap is e^-50 on either side."""
+    one = torch.tensor([[50.0, 0.0]], requires_grad=True)
+
+    found = apart(one, torch.tensor([[0.0, 50.0]]))
+
+    assert found.item() == pytest.approx(50 - math.log(2), rel=1e-5)
+    torch.testing.assert_close(torch.autograd.grad(found.sum(), one)[0], torch.tensor([[0.5, -0.5]]))
 
 
 def test_a_squeezer_that_does_nothing_is_refused() -> None:
@@ -369,7 +380,7 @@ def test_a_calibration_split_without_numbers_is_an_error(
         (MahalanobisFeatures, {}, "the features of each class are the same on all calibration images"),
         (KernelDensity, {}, "two images of a class have the same features"),
         (LocalDimension, {"references": 20, "k": 5}, "lid: the score is 0 on every calibration image"),
-        (FeatureSqueezing, {}, "feature-squeezing: the score is 0 on every calibration image"),
+        (FeatureSqueezing, {}, r"feature-squeezing: the score is -[\d.]+ on every calibration image"),
     ],
 )
 def test_scores_that_tell_nothing_apart_are_an_error(
