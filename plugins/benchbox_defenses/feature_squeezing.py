@@ -50,7 +50,9 @@ class FeatureSqueezing(api.Defense):
 
     The squeezers are fewer bits per value and a median filter; the paper's third one for colour images, non-local
     means, is left out. Its logits are those of the image as it is: ``input-transform`` is the purifier. Broken by
-    attackers who include the squeezers (He et al., WOOT 2017; Sharma & Chen 2018).
+    attackers who include the squeezers (He et al., WOOT 2017; Sharma & Chen 2018). Rounding to one bit has a surrogate
+    that misleads gradient attacks (the identity's slope where nothing near 0.5 can flip): where they fail, an attack
+    without gradients has to follow before anything is said about robustness.
     """
 
     name = NAME
