@@ -22,17 +22,17 @@ from torch import Tensor, nn
 
 from benchbox.domain import Job, Norm, Outcome, Record, Score, Split, Threat
 from benchbox.errors import ContractError, DataError
-from benchbox.statistics import conservative_threshold, wilson
+from benchbox.statistics import bootstrap_median, conservative_threshold, wilson
 from benchbox.streams import RowRandom
 
 if TYPE_CHECKING:
     from benchbox.results import Results
 
 __all__ = [
-    "AttackTarget", "Batch", "BudgetAttack", "ContractError", "DataError", "Dataset", "Defense", "Ensemble", "Examples",
-    "Executor", "Metric", "MinimumNormAttack", "Model", "Options", "Probe", "Protected", "RejectLogit", "Report",
-    "RowRandom", "Rows", "StepAttack", "WeightPerturbation", "adversarial_loss", "conservative_threshold", "fooled",
-    "target_layers", "wilson",
+    "AttackTarget", "Batch", "BudgetAttack", "ContractError", "DataError", "Dataset", "Defense", "Ensemble",
+    "Examples", "Executor", "Metric", "MinimumNormAttack", "Model", "Options", "Probe", "Protected", "RejectLogit",
+    "Report", "RowRandom", "Rows", "StepAttack", "WeightPerturbation", "adversarial_loss", "bootstrap_median",
+    "conservative_threshold", "fooled", "target_layers", "wilson",
 ]  # fmt: skip
 
 Needs = Literal["gradients", "scores", "decisions"]

@@ -14,8 +14,18 @@ if TYPE_CHECKING:
 def benchbox_defenses() -> list[type[Defense]]:
     from benchbox_defenses.attribution_detector import AttributionDetector
     from benchbox_defenses.attribution_mask import AttributionMask
+    from benchbox_defenses.confidence_detector import ConfidenceDetector
+    from benchbox_defenses.feature_squeezing import FeatureSqueezing
+    from benchbox_defenses.input_transform import InputTransform
+    from benchbox_defenses.kernel_density import KernelDensity
     from benchbox_defenses.lesci import LesciDefense
+    from benchbox_defenses.lid import LocalDimension
+    from benchbox_defenses.mahalanobis_features import MahalanobisFeatures
     from benchbox_defenses.pca_bottleneck import PcaBottleneck
+    from benchbox_defenses.pixel_deflection import PixelDeflection
     from benchbox_defenses.vector_quantisation import VectorQuantisation
 
-    return [AttributionDetector, AttributionMask, LesciDefense, PcaBottleneck, VectorQuantisation]
+    return [
+        AttributionDetector, AttributionMask, ConfidenceDetector, FeatureSqueezing, InputTransform, KernelDensity,
+        LesciDefense, LocalDimension, MahalanobisFeatures, PcaBottleneck, PixelDeflection, VectorQuantisation,
+    ]  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from benchbox.api import wilson
 from benchbox.domain import Array, Record, Score
 
@@ -25,3 +27,8 @@ def mean(values: Array) -> Score:
     """The mean, summed in float64; undefined for no values and where one of them is not finite."""
     value = float(values.mean(dtype=float)) if len(values) else float("nan")
     return Score(value if abs(value) < float("inf") else None, n=len(values))
+
+
+def flagged(scores: Array) -> Array:
+    """A detector's ``scores`` where one that is not finite counts as flagged: it is above all others."""
+    return np.where(np.isfinite(scores), scores, np.inf)

@@ -14,6 +14,7 @@ from benchbox_metrics.common import proportion, unattacked
 
 class Rejection(api.Metric):
     """``clean``: refused clean inputs among all; ``clean-worst-class``: the same in the class that suffers most;
+    ``clean-misclassified``: among those that are misclassified, a control, as a detector of errors is none of attacks;
     ``adversarial``: refused adversarial inputs among those attacked, successful or not.
 
     Lower is better for clean inputs. The adversarial rate has no direction by itself (refusing an input that is
@@ -21,6 +22,7 @@ class Rejection(api.Metric):
     """
 
     name: ClassVar[str] = "rejection"
+    version: ClassVar[int] = 2
     higher_is_better: ClassVar[bool] = False
     unit: ClassVar[str] = "fraction"
 
@@ -30,6 +32,7 @@ class Rejection(api.Metric):
         scores = {
             "clean": proportion(record.clean_rejected),
             "clean-worst-class": worst_class(record.label, record.clean_rejected),
+            "clean-misclassified": proportion(record.clean_rejected[record.clean_prediction != record.label]),
         }
         if unattacked(record):
             return scores

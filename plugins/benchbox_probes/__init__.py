@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
 @hookimpl
 def benchbox_probes() -> list[type[Probe]]:
-    from benchbox.api import Probe
     from benchbox_probes.gradient_norms import GradientNorms
     from benchbox_probes.neuron_sensitivity import NeuronSensitivity
     from benchbox_probes.noise_flatness import NoiseFlatness
@@ -20,11 +19,4 @@ def benchbox_probes() -> list[type[Probe]]:
     from benchbox_probes.weight_norms import WeightNorms
     from benchbox_probes.weight_sensitivity import WeightSensitivity
 
-    return [
-        GradientNorms,
-        NeuronSensitivity,
-        NoiseFlatness,
-        WeightDensity,
-        WeightNorms,
-        WeightSensitivity,
-    ]
+    return [GradientNorms, NeuronSensitivity, NoiseFlatness, WeightDensity, WeightNorms, WeightSensitivity]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchbox.statistics import conservative_threshold, mcnemar, wilson
+from benchbox.statistics import bootstrap_median, conservative_threshold, mcnemar, wilson
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 1), (1, 1), (0, 50), (50, 50), (7, 10), (9911, 10_000), (1, 1000)])
@@ -79,3 +79,25 @@ def test_scores_that_are_not_finite_count_as_flagged() -> None:
 def test_the_threshold_refuses_impossible_rates(fpr: float) -> None:
     with pytest.raises(ValueError, match="false-positive rate"):
         conservative_threshold(np.ones(3), fpr)
+
+
+@pytest.mark.parametrize("n", [1, 2, 15, 100, 501])
+def test_the_bootstrap_of_a_median_is_scipys(n: int) -> None:
+    values = np.random.default_rng(n).gamma(2.0, size=n)
+    resampled = np.median(np.random.default_rng(1).choice(values, (20_000, n)), axis=1)
+    truth = np.quantile(resampled, [0.025, 0.975])
+
+    median, low, high = bootstrap_median(values)
+
+    assert median == pytest.approx(np.median(values))
+    assert low <= median <= high
+    ranks = [np.searchsorted(np.sort(values), bounds) / n for bounds in ((low, high), truth)]
+    np.testing.assert_allclose(*ranks, atol=1.01 / n + 0.004)  # a bound is one value or its neighbour
+    assert bootstrap_median(values) == (median, low, high)
+
+
+def test_the_bootstrap_knows_infinities_and_no_values() -> None:
+    assert bootstrap_median(np.array([1.0, 2.0, np.inf])) == (2.0, 1.0, math.inf)
+    assert bootstrap_median(np.array([1.0, np.inf])) == (math.inf, 1.0, math.inf)
+    assert all(math.isnan(bound) for bound in bootstrap_median(np.zeros(0)))
+    assert bootstrap_median(np.full(9, 3.0)) == (3.0, 3.0, 3.0)

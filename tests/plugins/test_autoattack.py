@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchbox.api import Attack, AttackTarget, Examples, Threat
+from benchbox.api import AttackTarget, Examples, Threat
 from benchbox.domain import Norm
 from benchbox.engine import Search, search
 from benchbox.testing.oracles import LinearModel

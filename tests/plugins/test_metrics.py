@@ -13,6 +13,8 @@ from benchbox.api import Metric, Options
 from benchbox.domain import Array, Record, Score
 from benchbox.testing.contracts import check_metric
 from benchbox_metrics import benchbox_metrics
+from benchbox_metrics.detection import auroc, partial_auroc
+from benchbox_metrics.nips_2018_score import needed_distances
 
 
 def score(metric: str, record: Record) -> dict[str, Score]:
@@ -50,15 +52,19 @@ def random_record(seed: int = 0, n: int = 400, **changes: Any) -> Record:
 ATTACK_SCORES = {
     "accuracy": {"robust"},
     "attack-success-rate": {"rate"},
+    "class-rejection": set(),
     "cost": {"forwards", "backwards", "seconds"},
-    "detection": {f"s.{name}" for name in ("auroc", "tpr@1%", "tpr@5%", "tpr@10%")},
+    "detection": {f"s.{name}" for name in ("auroc", "partial-auroc@10%", "tpr@1%", "tpr@5%", "tpr@10%")},
+    "evasion": {"s.sr@5%"},
     "loss": {"adversarial"},
     "macro-f1": {"adversarial"},
     "median-norms": {"linf", "l2", "l1", "l0"},
+    "nips-2018-score": {"l2"},
     "rejection": {"adversarial"},
 }
 CLEAN_SCORES = {"accuracy": {"clean"}, "loss": {"clean"}, "macro-f1": {"clean"}}
-CLEAN_SCORES["rejection"] = {"clean", "clean-worst-class"}
+CLEAN_SCORES["rejection"] = {"clean", "clean-worst-class", "clean-misclassified"}
+CLEAN_SCORES["class-rejection"] = {f"clean.{c}" for c in range(10)}
 EVIDENCE = {"clean_evidence": {"s": np.zeros(400)}, "evidence": {"s": np.ones(400)}}
 
 
@@ -89,7 +95,7 @@ def test_with_nothing_to_attack_scores_of_the_attack_are_undefined_and_robust_ac
 
     for name in ATTACK_SCORES[metric]:
         found = score(metric, record)[name]
-        if metric in ("accuracy", "macro-f1", "loss"):
+        if metric in ("accuracy", "macro-f1", "loss", "nips-2018-score"):
             assert (found.value, found.n) == (0.0, 5)
         else:
             assert found == Score(None)
@@ -211,6 +217,101 @@ def test_tpr_is_the_best_of_the_roc_curve_within_the_budget(percent: int, ties: 
     assert found.value == pytest.approx(tpr[fpr <= percent / 100 + 1e-12].max())
     interval = stats.binomtest(round(found.value * found.n), found.n).proportion_ci(method="wilson")
     assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("max_fpr", [0.1, 0.013, 1.0])
+def test_partial_auroc_agrees_with_scikit_learn(seed: int, ties: bool, max_fpr: float) -> None:
+    _, negatives, positives = detection_record(seed, ties)
+
+    found = partial_auroc(negatives, positives, max_fpr)
+
+    truth = np.r_[np.zeros(len(negatives)), np.ones(len(positives))]
+    assert found.value == pytest.approx(roc_auc_score(truth, np.r_[negatives, positives], max_fpr=max_fpr))
+    assert found.n == len(positives)
+
+
+def test_partial_auroc_of_perfection_chance_and_one_class() -> None:
+    low, high = np.zeros(50), np.ones(50)
+
+    assert partial_auroc(low, high, 0.1).value == 1.0
+    assert partial_auroc(low, np.full(50, np.nan), 0.1).value == 1.0  # what is no number is above all others
+    assert partial_auroc(low, low, 0.1).value == pytest.approx(0.5)
+    assert partial_auroc(high, low, 0.1).value == pytest.approx((1 - 0.005 / 0.095) / 2)  # below chance
+    assert partial_auroc(low, high[:0], 0.1) == Score(None)
+    assert auroc(low[:0], high) == Score(None)
+
+
+def test_evasion_is_what_of_all_attacked_is_misled_and_not_detected() -> None:
+    record, _, _ = detection_record(0)
+
+    found = score("evasion", record)["s.sr@5%"]
+
+    positive = record.attacked & (record.prediction != record.label)
+    missed = 1 - score("detection", record)["s.tpr@5%"].value
+    assert found.value == pytest.approx(missed * positive.sum() / record.attacked.sum())
+    assert found.n == record.attacked.sum()
+    assert score("evasion", make_record(record.label, record.label, record.label)) == {}  # no detector
+
+
+@pytest.mark.parametrize(("clean", "passed"), [(np.arange(20.0), 0.95), (np.full(20, np.inf), 0.0)])
+def test_nothing_evades_a_detector_whose_threshold_would_overspend(clean: Array, passed: float) -> None:
+    """19 of 20 adversarial scores equal the 95 % quantile, which is not refused; the last is no number."""
+    label = np.zeros(20, int)
+    evidence = np.r_[np.full(19, 18.0 if np.isfinite(clean).all() else np.inf), np.nan]
+    record = make_record(label, label, label + 1, clean_evidence={"s": clean}, evidence={"s": evidence})
+
+    assert score("evasion", record)["s.sr@5%"].value == passed
+
+
+def test_clean_rejection_class_by_class_and_of_misclassified_images() -> None:
+    label = np.array([0, 0, 0, 0, 4, 4])
+    record = make_record(
+        label,
+        clean=np.array([0, 0, 0, 1, 4, 1]),
+        adversarial=label,
+        clean_rejected=np.array([0, 0, 0, 1, 0, 0], bool),
+        clean_evidence={"s": np.zeros(6)},
+        evidence={"s": np.zeros(6)},
+    )
+
+    by_class = score("class-rejection", record)
+
+    assert {name: found.value for name, found in by_class.items()} == {"clean.0": 0.25, "clean.4": 0.0}
+    control = score("rejection", record)["clean-misclassified"]
+    assert (control.value, control.n) == (0.5, 2)
+    nothing_wrong = make_record(label, label, label, clean_evidence={"s": label}, evidence={"s": label})
+    assert score("rejection", nothing_wrong)["clean-misclassified"] == Score(None)
+
+
+def test_the_nips_2018_score_is_a_median_over_all_examples() -> None:
+    """Distances 0 (misclassified), 0 (refused), 1, 3, 5 and, where the attack failed, infinity."""
+    label = np.zeros(6, int)
+    record = make_record(
+        label,
+        clean=np.array([1, 0, 0, 0, 0, 0]),
+        adversarial=np.array([0, 1, 1, 1, 1, 0]),
+        clean_rejected=np.array([0, 1, 0, 0, 0, 0], bool),
+        l2=np.array([0, 0, 5, 1, 3, 9], np.float32),
+    )
+
+    found = score("nips-2018-score", record)["l2"]
+
+    assert needed_distances(record).tolist() == [0, 0, 5, 1, 3, np.inf]
+    assert (found.value, found.low, found.high, found.n) == (2.0, 0.0, None, 6)
+
+
+def test_the_nips_2018_score_is_undefined_where_half_of_the_attacks_fail_and_0_where_half_are_wrong_at_first() -> None:
+    label = np.zeros(40, int)
+    half = np.arange(40) < 20
+    ones = np.ones(40, np.float32)
+
+    failed = score("nips-2018-score", make_record(label, label, np.where(half, 1, 0), l2=ones))["l2"]
+    wrong = score("nips-2018-score", make_record(label, (np.arange(40) < 21).astype(int), label + 1, l2=ones))["l2"]
+
+    assert (failed.value, failed.low, failed.high) == (None, 1.0, None)
+    assert wrong.value == 0.0
 
 
 def test_a_failed_attack_is_nothing_to_detect_and_a_refused_one_is() -> None:
