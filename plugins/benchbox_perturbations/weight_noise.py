@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from benchbox.api import ContractError, WeightPerturbation
-from benchbox_perturbations.weights import copy_with_weights
+from benchbox_perturbations.weights import copied_weights
 
 Mode = Literal["relative-norm", "relative-std", "multiplicative", "absolute"]
 
@@ -37,20 +37,20 @@ class WeightNoise(WeightPerturbation):
 
     options: Options
 
-    def apply(self, model: nn.Module, rng: torch.Generator) -> nn.Module:
-        """See :meth:`benchbox.api.WeightPerturbation.apply`.
+    def weights(self, model: nn.Module, rng: torch.Generator) -> dict[str, Tensor]:
+        """See :meth:`benchbox.api.WeightPerturbation.weights`.
 
         Raises ContractError where a relative noise has nothing to be relative to: a weight of zeros (``relative-std``:
         of equal values). Biases of zeros, as after initialisation, stay what they are.
         """
         options = self.options
-        noisy, weights = copy_with_weights(model, self.targets, options.layer, options.include_bias)
+        weights = copied_weights(model, self.targets, options.layer, options.include_bias)
         for name, weight in weights.items():
             drawn = torch.randn(weight.shape, generator=rng, device=rng.device).to(weight)
             if options.mode != "absolute" and not name.endswith("bias"):
                 _check_scale(name, weight, options.mode)
             weight.add_(options.level * direction(weight, drawn, options.mode))
-        return noisy
+        return weights
 
 
 def _check_scale(name: str, weight: Tensor, mode: Mode) -> None:

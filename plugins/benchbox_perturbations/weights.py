@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
 from benchbox.api import ContractError, target_layers
 
 
-def copy_with_weights(
+def copied_weights(
     model: nn.Module, targets: tuple[type[nn.Module], ...], layer: str, include_bias: bool = False
-) -> tuple[nn.Module, dict[str, Tensor]]:
-    """A deep copy of ``model`` and its parameters to change, by name: weights, and biases on request.
+) -> dict[str, Tensor]:
+    """Copies of the parameters to change, by name: weights, and biases on request.
 
     A parameter that several layers share comes once. Raises ContractError for a layer that does not exist, whose
     weight is computed anew at each use (a change would have no effect), or whose weight is not finite.
     """
-    model = copy.deepcopy(model)
     found: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, part in target_layers(model, targets, layer).items():
@@ -34,5 +31,5 @@ def copy_with_weights(
             seen.add(id(own[kind]))
             if not torch.isfinite(own[kind]).all():
                 raise ContractError(f"the {kind} of layer {name!r} is not finite: use other weights")
-            found[f"{name}.{kind}" if name else kind] = own[kind].data
-    return model, found
+            found[f"{name}.{kind}" if name else kind] = own[kind].detach().clone()
+    return found
