@@ -122,7 +122,6 @@ class _Sweep:
         self.model = load_model(registry, cell.model, execution)
         check_evaluation_mode(self.model, cell.model)
         self.batcher = Batcher(execution.batch_size, execution.device)
-        self.sample = self.examples.images[: min(checks.PROBED, execution.batch_size)].to(execution.device)
         self.known: dict[str, _Variant] = {}  # networks whose verdicts were found, by digest
 
     def stages(self, members: Sequence[Sequence[Cell]]) -> Iterator[Staged]:
@@ -178,7 +177,8 @@ class _Sweep:
         for variant in variants:
             try:
                 weights.put(variant.values)
-                self._check(variant, prefix, reason)
+                variant.shares, variant.flags = self._check(prefix)
+                variant.note = "shared up to the perturbed layer" if variant.shares else f"whole: {reason}"
             except Exception as error:  # the worker boundary: the others go on
                 variant.error = error
         start, total = 0, len(self.examples)
@@ -191,21 +191,29 @@ class _Sweep:
                 start += len(batch)
 
     def _prefix(self, changed: set[str]) -> tuple[SharedPrefix | None, str]:
-        """What all networks share that change these parameters, or the reason why there is no such thing."""
+        """What all networks share that change these parameters, if anything; and the reason where it is not used."""
         try:
-            return SharedPrefix(self.model, changed), ""
+            return SharedPrefix(self.model, changed), "torch.fx sees another function than the model computes"
         except Exception as error:  # whatever a model's own code does not let torch.fx do
             return None, f"torch.fx cannot trace the model ({type(error).__name__})"
 
-    def _check(self, variant: _Variant, prefix: SharedPrefix | None, reason: str) -> None:
-        """Compare the two ways to the logits of ``variant``, whose weights are in place, and look at them."""
+    def _check(self, prefix: SharedPrefix | None) -> tuple[bool, list[Flag]]:
+        """Whether ``prefix`` gives the logits that the model as it is now gives itself, and what is odd about them."""
+        done = None
+        while done is None:
+            sample = self.examples.images[: min(checks.PROBED, self.batcher.size)].to(self.batcher.device)
+            done = self.batcher.attempt(lambda sample=sample: self._compare(prefix, sample), len(sample))  # type: ignore[misc]
+        return done
+
+    def _compare(self, prefix: SharedPrefix | None, sample: Tensor) -> tuple[bool, list[Flag]]:
         with torch.no_grad():
-            output = self.model(self.sample)
-        variant.shares = prefix is not None and prefix.agrees(self.sample, output)
-        again = None if variant.shares else checks.unstable_output(self.model, self.sample, stochastic=False)
-        variant.flags = [flag for flag in (checks.softmax_output(output), again) if flag]
-        reason = reason or "torch.fx sees another function than the model's"
-        variant.note = "shared up to the perturbed layer" if variant.shares else f"whole: {reason}"
+            output = self.model(sample)
+        shares = prefix is not None and prefix.agrees(sample, output)
+        found = [
+            checks.softmax_output(output),
+            None if shares else checks.unstable_output(self.model, sample, stochastic=False),
+        ]
+        return shares, [flag for flag in found if flag]
 
     def _batch(
         self, batch: api.Examples, variants: Sequence[_Variant], weights: SwappedWeights, prefix: SharedPrefix | None
