@@ -122,6 +122,7 @@ class _Sweep:
         self.model = load_model(registry, cell.model, execution)
         check_evaluation_mode(self.model, cell.model)
         self.batcher = Batcher(execution.batch_size, execution.device)
+        self.sample = self.examples.images[: checks.PROBED].to(execution.device)
         self.known: dict[str, _Variant] = {}  # networks whose verdicts were found, by digest
 
     def stages(self, members: Sequence[Sequence[Cell]]) -> Iterator[Staged]:
@@ -201,14 +202,20 @@ class _Sweep:
         """Whether ``prefix`` gives the logits that the model as it is now gives itself, and what is odd about them."""
         done = None
         while done is None:
-            sample = self.examples.images[: min(checks.PROBED, self.batcher.size)].to(self.batcher.device)
-            done = self.batcher.attempt(lambda sample=sample: self._compare(prefix, sample), len(sample))  # type: ignore[misc]
+            if len(self.sample) > self.batcher.size:
+                self.sample = self.sample[: self.batcher.size]
+            done = self.batcher.attempt(lambda: self._compare(prefix, self.sample), len(self.sample))
         return done
 
     def _compare(self, prefix: SharedPrefix | None, sample: Tensor) -> tuple[bool, list[Flag]]:
         with torch.no_grad():
             output = self.model(sample)
-        shares = prefix is not None and prefix.agrees(sample, output)
+        try:
+            shares = prefix is not None and prefix.agrees(sample, output)
+        except Exception as error:  # of a graph that is not the model's
+            if is_out_of_memory(error):
+                raise
+            shares = False
         found = [
             checks.softmax_output(output),
             None if shares else checks.unstable_output(self.model, sample, stochastic=False),

@@ -241,9 +241,9 @@ def test_what_comes_before_the_layer_passes_once_and_equal_weights_are_evaluated
     outcomes = together(tuple(found), registry)
 
     inputs = {name: sum(count for layer, count in forwards if layer == name) for name, _ in forwards}
-    looked_at = 16 * 3  # each of the three different networks is compared with its whole forward pass on 16 inputs
-    assert inputs["stem"] == 40 + looked_at + 16 * 2 * 3
-    assert inputs["linear"] == 3 * 40 + looked_at + 16 * 3 * 3
+    compared = 16 * 3  # each of the three different networks is compared with its whole forward pass on 16 inputs
+    assert inputs["stem"] == 40 + compared + 16
+    assert inputs["linear"] == 3 * 40 + compared + 16 * 3 + 16  # once more to see what is changed in place
     assert len(outcomes) == 4
     first, second = (outcomes[cell.key].record for cell in found[:2])
     np.testing.assert_array_equal(first.clean_loss, second.clean_loss)  # type: ignore[union-attr]
