@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Block(nn.Module):
-    """A residual block with torchvision's habits: in-place activations, ``+=``, a convolution in the shortcut."""
+    """A residual block with torchvision's habits: in-place activations and sums, a convolution in the shortcut."""
 
     def __init__(self, channels: int, out: int, stride: int) -> None:
         super().__init__()
@@ -21,8 +21,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = self.conv2(self.relu(self.bn1(self.conv1(x))))
-        out += x if self.downsample is None else self.downsample(x)
-        return self.relu(out)
+        return self.relu(out.add_(x if self.downsample is None else self.downsample(x)))
 
 
 class Residual(nn.Module):
