@@ -219,6 +219,32 @@ def test_attacks_and_verdicts_on_a_network_of_a_sweep_are_those_on_it_alone(
     assert any(outcome.record.success.any() for outcome in outcomes.values())  # type: ignore[union-attr]
 
 
+def test_neither_what_was_finished_before_nor_the_memory_for_weights_changes_a_result(
+    cells: Callable[..., tuple[Cell, ...]], registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = cells()
+    whole = together(found, registry)
+
+    resumed = together(found[::2], registry)
+    monkeypatch.setattr("benchbox.variants.WAVE_BYTES", 3000)  # two or three networks at once
+    by_threes = together(found, registry)
+
+    assert_same(resumed, {cell.key: whole[cell.key] for cell in found[::2]})
+    assert_same(by_threes, whole)
+
+
+def test_outcomes_come_as_soon_as_they_are_known(cells: Callable[..., tuple[Cell, ...]], registry: Registry) -> None:
+    found = cells(ATTACKED)
+
+    outcomes = run_job(Job(found, execution()), registry)
+    first = next(outcomes)
+    passes = len(forwards)
+    second = next(outcomes)
+
+    assert (first.key, second.key) == (found[0].key, found[1].key)
+    assert len(forwards) > passes  # the second cell was attacked only when the first was handed over
+
+
 def test_predictions_do_not_depend_on_the_batch_size(
     cells: Callable[..., tuple[Cell, ...]], registry: Registry
 ) -> None:
