@@ -153,6 +153,7 @@ class WeightPerturbation(Plugin):
             raise ContractError(f"weight perturbation {self.name!r} does nothing: write its method weights or apply")
         perturbed = copy.deepcopy(model)
         own = tensors_of(perturbed)
+        check_fit(own, values)
         with torch.no_grad():
             for name, value in values.items():
                 own[name].copy_(value)
@@ -167,6 +168,16 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """The parameters and buffers of ``model`` by name; what several modules share comes under each of its names."""
     buffers = dict(model.named_buffers(remove_duplicate=False))
     return {**dict(model.named_parameters(remove_duplicate=False)), **buffers}
+
+
+def check_fit(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Raises ContractError unless each of ``values`` can take the place of the tensor of its name."""
+    for name, value in values.items():
+        if name not in tensors or tensors[name].shape != value.shape:
+            raise ContractError(
+                f"new values {tuple(value.shape)} for {name!r} fit no parameter of the model: "
+                "use the names and shapes of its state_dict"
+            )
 
 
 def target_layers(model: nn.Module, targets: tuple[type[nn.Module], ...], layer: str = "*") -> dict[str, nn.Module]:

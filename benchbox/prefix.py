@@ -9,8 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, fx, nn
 
-from benchbox.api import tensors_of
-from benchbox.errors import ContractError
+from benchbox.api import check_fit, tensors_of
 
 __all__ = ["SharedPrefix", "SwappedWeights"]
 
@@ -32,12 +31,7 @@ class SwappedWeights:
 
         Raises ContractError for a name that the model does not have or a value of another shape.
         """
-        for name, value in values.items():
-            if name not in self._tensors or self._tensors[name].shape != value.shape:
-                raise ContractError(
-                    f"new values {tuple(value.shape)} for {name!r} fit no parameter of the model: "
-                    "use the names and shapes of its state_dict"
-                )
+        check_fit(self._tensors, values)
         new = values.keys() - self._own.keys()
         for name in self._changed if new else self._changed - values.keys():  # what is kept aside must be the model's
             self._tensors[name].copy_(self._own[name])

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from scipy import stats
 from torch import Tensor, nn
 
-from benchbox.api import ContractError
+from benchbox.api import ContractError, WeightPerturbation
 from benchbox.registry import Registry
 from benchbox_perturbations.synaptic_filter import SynapticFilter
 from benchbox_perturbations.weight_noise import WeightNoise
@@ -330,6 +330,26 @@ def test_layers_that_cannot_be_perturbed_are_named(kind: int) -> None:
 def test_impossible_options_are_refused(plugin, options: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         plugin.Options(**options)
+
+
+class Idle(WeightPerturbation):
+    name = "idle"
+
+
+class Misnamed(WeightPerturbation):
+    name = "misnamed"
+
+    def weights(self, model: nn.Module, rng: torch.Generator) -> dict[str, Tensor]:
+        return {"9.weight": torch.zeros(3)}
+
+
+@pytest.mark.parametrize(
+    ("plugin", "message"),
+    [(Idle, "'idle' does nothing: write its method weights or apply"), (Misnamed, "'9.weight' fit no parameter")],
+)
+def test_a_perturbation_without_usable_values_is_refused(plugin: type[WeightPerturbation], message: str) -> None:
+    with pytest.raises(ContractError, match=message):
+        plugin(plugin.Options()).apply(network(), torch.Generator())
 
 
 def test_the_perturbations_are_registered() -> None:
