@@ -151,7 +151,7 @@ class WeightPerturbation(Plugin):
         values = self.weights(model, rng)
         if values is None:
             raise ContractError(f"weight perturbation {self.name!r} does nothing: write its method weights or apply")
-        perturbed = copy.deepcopy(model)
+        perturbed = _copy(model)
         own = tensors_of(perturbed)
         check_fit(own, values)
         with torch.no_grad():
@@ -162,6 +162,17 @@ class WeightPerturbation(Plugin):
     def layers(self, model: nn.Module) -> list[str]:
         """The layers that ``layer = "@each"`` stands for."""
         return list(target_layers(model, self.targets))
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """A deep copy in which parameters that shared their memory share it still; torch copies each by itself."""
+    copied = copy.deepcopy(model)
+    firsts: dict[tuple[int, int], Tensor] = {}
+    for old, new in zip(model.parameters(), copied.parameters(), strict=True):
+        first = firsts.setdefault((old.data_ptr(), old.numel()), new)
+        if first is not new and old.numel():
+            new.data = first.data.as_strided(old.size(), old.stride())
+    return copied
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:

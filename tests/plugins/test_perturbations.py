@@ -292,6 +292,17 @@ def test_a_shared_weight_is_perturbed_once_and_stays_shared() -> None:
         assert torch.equal(result[0].weight, expected[0].weight)
 
 
+def test_a_weight_that_two_parameters_share_in_memory_stays_shared() -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
+    model[2].weight = nn.Parameter(model[0].weight.data.t())
+
+    for perturbation in perturbations("0"):
+        result = perturbation.apply(model, torch.Generator())
+
+        assert torch.equal(result[2].weight, result[0].weight.t())
+        assert not torch.equal(result[0].weight, model[0].weight)
+
+
 @pytest.mark.parametrize("kind", [0, 1], ids=["synaptic-filter", "weight-noise"])
 def test_layers_that_cannot_be_perturbed_are_named(kind: int) -> None:
     with pytest.raises(ContractError, match=r"no layer '5' to perturb\. Its layers: '0', '4', '6'"):
