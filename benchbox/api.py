@@ -6,6 +6,7 @@ kind (``benchbox.hookspecs``). Loops, batching, counting, budget checks and norm
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -32,7 +33,7 @@ __all__ = [
     "AttackTarget", "Batch", "BudgetAttack", "ContractError", "DataError", "Dataset", "Defense", "Ensemble",
     "Examples", "Executor", "Metric", "MinimumNormAttack", "Model", "Options", "Probe", "Protected", "RejectLogit",
     "Report", "RowRandom", "Rows", "StepAttack", "WeightPerturbation", "adversarial_loss", "bootstrap_median",
-    "conservative_threshold", "fooled", "target_layers", "wilson",
+    "conservative_threshold", "fooled", "target_layers", "tensors_of", "wilson",
 ]  # fmt: skip
 
 Needs = Literal["gradients", "scores", "decisions"]
@@ -139,13 +140,61 @@ class WeightPerturbation(Plugin):
             '"@first", "@last"',
         )
 
-    @abstractmethod
+    def weights(self, model: nn.Module, rng: torch.Generator) -> Mapping[str, Tensor] | None:
+        """Return the new values of the parameters and buffers that change, by name; ``model`` stays untouched.
+
+        None: the perturbation is no such change, or does not say; then :meth:`apply` makes a model of its own for each
+        cell. With values, the cells of one layer share a model and all that comes before the layer. Raises
+        ContractError for a layer that does not exist.
+        """
+        return None
+
     def apply(self, model: nn.Module, rng: torch.Generator) -> nn.Module:
-        """Return a perturbed copy; ``model`` stays untouched. Raises ContractError for a layer that does not exist."""
+        """Return a perturbed copy; ``model`` stays untouched. By default a copy with the values of :meth:`weights`.
+
+        Override one of the two. Raises ContractError for a layer that does not exist.
+        """
+        values = self.weights(model, rng)
+        if values is None:
+            raise ContractError(f"weight perturbation {self.name!r} does nothing: write its method weights or apply")
+        perturbed = _copy(model)
+        own = tensors_of(perturbed)
+        check_fit(own, values)
+        with torch.no_grad():
+            for name, value in values.items():
+                own[name].copy_(value)
+        return perturbed
 
     def layers(self, model: nn.Module) -> list[str]:
         """The layers that ``layer = "@each"`` stands for."""
         return list(target_layers(model, self.targets))
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """A deep copy in which parameters that shared their memory share it still; torch copies each by itself."""
+    copied = copy.deepcopy(model)
+    firsts: dict[tuple[int, int], Tensor] = {}
+    for old, new in zip(model.parameters(), copied.parameters(), strict=True):
+        first = firsts.setdefault((old.data_ptr(), old.numel()), new)
+        if first is not new and old.numel():
+            new.data = first.data.as_strided(old.size(), old.stride())
+    return copied
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers of ``model`` by name; what several modules share comes under each of its names."""
+    buffers = dict(model.named_buffers(remove_duplicate=False))
+    return {**dict(model.named_parameters(remove_duplicate=False)), **buffers}
+
+
+def check_fit(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Raises ContractError unless each of ``values`` can take the place of the tensor of its name."""
+    for name, value in values.items():
+        if name not in tensors or tensors[name].shape != value.shape:
+            raise ContractError(
+                f"new values {tuple(value.shape)} for {name!r} fit no parameter of the model: "
+                "use the names and shapes of its state_dict"
+            )
 
 
 def target_layers(model: nn.Module, targets: tuple[type[nn.Module], ...], layer: str = "*") -> dict[str, nn.Module]:

@@ -17,6 +17,10 @@ from benchbox.grid import GridFile, expand, load_grid
 from benchbox.registry import Registry
 from benchbox.store import Store, public_url
 
+MODELS_PER_JOB = 100
+"""So many models that differ in one layer make a job: each job computes anew what they share, and several can run at
+once."""
+
 
 class Interrupted(BenchboxError):
     """Ctrl-C: what was finished is kept."""
@@ -109,16 +113,27 @@ def execution_of(settings: Settings, grid: GridFile, device: str) -> Execution:
 
 
 def jobs_of(cells: Iterable[Cell], execution: Execution, plan: Plan) -> list[Job]:
-    """Cells that share their protected model, together; in the order of the plan."""
-    groups: dict[Any, list[Cell]] = {}
+    """Cells that share their protected model, together, and with them those of undefended models that differ from it
+    in the weights of one and the same layer; in the order of the plan."""
+    groups: dict[Any, dict[Any, list[Cell]]] = {}
     for cell in cells:
-        parts = (cell.dataset, cell.model, cell.weight_perturbation, cell.defense)
-        group = (*(part.digest if part else None for part in parts), cell.prefix_seed, cell.examples, cell.batch_size)
-        groups.setdefault(group, []).append(cell)
-    return [
-        Job(tuple(group), replace(execution, batch_size=group[0].batch_size or execution.batch_size), plan.probes)
-        for group in groups.values()
-    ]
+        perturbation, alone = cell.weight_perturbation, cell.defense is not None
+        own = (perturbation.digest if perturbation else None, cell.prefix_seed)
+        layer = perturbation.options.get("layer", "*") if perturbation else "*"
+        parts = (cell.dataset.digest, cell.model.digest, cell.defense.digest if cell.defense else None)
+        group = (*parts, cell.examples, cell.batch_size, own if alone or layer == "*" else layer)
+        groups.setdefault(group, {}).setdefault(own, []).append(cell)
+    jobs = []
+    for members in groups.values():
+        for some in _parts(list(members.values()), MODELS_PER_JOB):
+            together = tuple(cell for member in some for cell in member)
+            size = together[0].batch_size or execution.batch_size
+            jobs.append(Job(together, replace(execution, batch_size=size), plan.probes))
+    return jobs
+
+
+def _parts(items: Sequence[list[Cell]], size: int) -> Iterator[Sequence[list[Cell]]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 class _Coordinator:

@@ -57,6 +57,7 @@ class Stage:
     batcher: Batcher
     clean: Verdicts = field(init=False)
     flags: list[Flag] = field(default_factory=list)
+    notes: dict[str, str] = field(default_factory=dict)  # how it was computed, for the result's environment
     gradient_flags: dict[str, list[Flag]] = field(default_factory=dict)  # by which model the attacker meets
     sources: dict[str, nn.Module] = field(default_factory=dict)  # models that examples are transferred from, by digest
     searches: dict[str, Attempt] = field(default_factory=dict)  # of minimum-norm attacks and curves
@@ -87,11 +88,11 @@ class Stage:
         Raises ContractError when it cannot classify the examples of this stage.
         """
         if component.digest not in self.sources:
-            model = _load(self.registry, component, self.execution)
-            _evaluation_mode(model, component)
+            model = load_model(self.registry, component, self.execution)
+            check_evaluation_mode(model, component)
             sample = self.examples.images[: min(checks.PROBED, self.batcher.size)].to(self.execution.device)
             with torch.no_grad():
-                _check_logits(model(sample), len(sample), self, f"the source {component.name!r}")
+                check_logits(model(sample), len(sample), self.dataset, f"the source {component.name!r}")
             self.sources[component.digest] = model
         return self.sources[component.digest]
 
@@ -104,8 +105,8 @@ class Stage:
 def prepare(cell: Cell, execution: Execution, registry: Registry) -> Stage:
     """Load, perturb and protect the model of ``cell`` and classify the clean inputs, once for all cells of its job."""
     dataset: api.Dataset = create(registry, cell.dataset)
-    examples = _examples(dataset, cell, execution.data_dir)
-    model = _load(registry, cell.model, execution)
+    examples = load_examples(dataset, cell, execution.data_dir)
+    model = load_model(registry, cell.model, execution)
     if cell.weight_perturbation:
         model = _perturb(registry, cell, model)
     rng = torch.Generator().manual_seed(
@@ -120,7 +121,7 @@ def prepare(cell: Cell, execution: Execution, registry: Registry) -> Stage:
         if not isinstance(protected, api.Protected):
             raise ContractError(f"defense {defense.name!r} returned {type(protected).__name__}, not api.Protected")
     protected.requires_grad_(False)
-    _evaluation_mode(protected, cell.model)
+    check_evaluation_mode(protected, cell.model)
     stage = Stage(
         execution, registry, dataset, examples, model, protected, defense, rng,
         Batcher(execution.batch_size, execution.device),
@@ -137,7 +138,8 @@ def create(registry: Registry, component: Component) -> Any:
     return registry.create(component.kind, component.name, component.options)
 
 
-def _examples(dataset: api.Dataset, cell: Cell, data_dir: Path) -> api.Examples:
+def load_examples(dataset: api.Dataset, cell: Cell, data_dir: Path) -> api.Examples:
+    """The test examples of ``cell``, on the CPU. Raises ContractError where they are not what the data set promises."""
     examples = dataset.load("test", data_dir)
     if len(examples) < cell.examples:
         raise ContractError(
@@ -162,7 +164,8 @@ def _examples(dataset: api.Dataset, cell: Cell, data_dir: Path) -> api.Examples:
     return examples
 
 
-def _load(registry: Registry, component: Component, execution: Execution) -> nn.Module:
+def load_model(registry: Registry, component: Component, execution: Execution) -> nn.Module:
+    """The undefended model, on its device, without gradients of parameters. Raises ContractError for anything else."""
     plugin: api.Model = create(registry, component)
     model = plugin.load(execution.data_dir)
     if not isinstance(model, nn.Module):
@@ -170,7 +173,8 @@ def _load(registry: Registry, component: Component, execution: Execution) -> nn.
     return model.to(execution.device).eval().requires_grad_(False)
 
 
-def _evaluation_mode(model: nn.Module, component: Component) -> None:
+def check_evaluation_mode(model: nn.Module, component: Component) -> None:
+    """Put ``model`` into evaluation mode. Raises ContractError for one that does not go."""
     model.eval()
     stuck = [name or "the module itself" for name, part in model.named_modules() if part.training]
     if stuck:
@@ -196,11 +200,16 @@ def _seeding(registry: Registry, component: Component | None) -> Any:
 
 def _perturb(registry: Registry, cell: Cell, model: nn.Module) -> nn.Module:
     perturbation: api.WeightPerturbation = create(registry, cell.weight_perturbation)  # type: ignore[arg-type]
-    seed = derive_seed("weight_perturbation", cell.prefix_seed, *_prefix(registry, cell))
-    perturbed = perturbation.apply(model, torch.Generator().manual_seed(seed))
+    perturbed = perturbation.apply(model, perturbation_rng(registry, cell))
     if perturbed is model:
         raise ContractError(f"weight perturbation {perturbation.name!r} returned its argument; it must return a copy")
     return perturbed.eval().requires_grad_(False)
+
+
+def perturbation_rng(registry: Registry, cell: Cell) -> torch.Generator:
+    """What the weight perturbation of ``cell`` draws from."""
+    seed = derive_seed("weight_perturbation", cell.prefix_seed, *_prefix(registry, cell))
+    return torch.Generator().manual_seed(seed)
 
 
 def verdicts(stage: Stage, examples: api.Examples) -> Verdicts:
@@ -211,17 +220,25 @@ def verdicts(stage: Stage, examples: api.Examples) -> Verdicts:
 
     def classify(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
-            logits = stage.protected(images)
-            _check_logits(logits, len(images), stage)
+            answer = judge(stage.protected(images), labels, stage.dataset)
             evidence = stage.protected.evidence(images)
             rejected = stage.protected.rejects(evidence) if evidence else torch.zeros_like(labels, dtype=torch.bool)
-        loss = nn.functional.cross_entropy(logits.double(), labels, reduction="none").float()
-        answer = {"prediction": logits.argmax(1), "rejected": rejected, "loss": loss}
+        answer |= {"rejected": rejected}
         return answer | {f"evidence.{name}": score.float() for name, score in evidence.items()}
 
     found = stage.batcher.map(classify, examples.images, examples.labels)
     evidence = {name.removeprefix("evidence."): found.pop(name) for name in list(found) if name.startswith("evidence.")}
     return Verdicts(found["prediction"], found["rejected"], found["loss"], evidence)
+
+
+def judge(logits: Any, labels: Tensor, dataset: api.Dataset) -> dict[str, Tensor]:
+    """Predictions and losses (cross entropy in nats, summed in float64) of ``logits`` (n, k), as Verdicts has them.
+
+    Raises ContractError when the logits have the wrong shape or are not finite.
+    """
+    check_logits(logits, len(labels), dataset)
+    loss = nn.functional.cross_entropy(logits.double(), labels, reduction="none").float()
+    return {"prediction": logits.argmax(1), "loss": loss}
 
 
 def guides(stage: Stage, target: api.AttackTarget, cell: Cell) -> api.Examples:
@@ -247,12 +264,13 @@ def guides(stage: Stage, target: api.AttackTarget, cell: Cell) -> api.Examples:
     return stage.guides[met]
 
 
-def _check_logits(logits: Any, count: int, stage: Stage, who: str = "the model") -> None:
-    classes = stage.dataset.num_classes
+def check_logits(logits: Any, count: int, dataset: api.Dataset, who: str = "the model") -> None:
+    """Raises ContractError unless these are finite logits of ``count`` inputs."""
+    classes = dataset.num_classes
     if not isinstance(logits, Tensor) or logits.shape != (count, classes):
         shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ContractError(
-            f"{who} returned {shape} for {count} inputs; data set {stage.dataset.name!r} needs logits "
+            f"{who} returned {shape} for {count} inputs; data set {dataset.name!r} needs logits "
             f"({count}, {classes}): check the model's num_classes"
         )
     bad = int((~torch.isfinite(logits)).any(1).sum())

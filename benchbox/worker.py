@@ -1,6 +1,7 @@
 """The worker: a job in, one outcome per cell out. Load, perturb, protect, attack, verify, record; nothing else.
 
-Everything that a job's cells share (the protected model, its clean verdicts) is made once, in ``benchbox.stage``.
+Everything that cells share (the protected model, its clean verdicts) is made once, in ``benchbox.stage``, and what
+models share that differ in their weights alone in ``benchbox.variants``.
 """
 
 from __future__ import annotations
@@ -39,10 +40,11 @@ from benchbox.identity import derive_seed
 from benchbox.registry import Registry
 from benchbox.stage import Attempt, Stage, create, guides, prepare, verdicts
 from benchbox.streams import RowRandom
+from benchbox.variants import stages
 
 
 def run_job(job: Job, registry: Registry | None = None) -> Iterator[Outcome]:
-    """Yield one outcome per cell of ``job``, in order, each as soon as it is known.
+    """Yield one outcome per cell of ``job``, each as soon as it is known.
 
     What a plugin raises becomes a failed outcome; the other cells go on. ``registry`` is that of this process; another
     process discovers its own from the job.
@@ -51,16 +53,17 @@ def run_job(job: Job, registry: Registry | None = None) -> Iterator[Outcome]:
     with runtime.computing(execution.threads):
         try:
             found = registry or _registry(execution.plugins, execution.blocked)
-            stage = prepare(job.cells[0], execution, found)
         except Exception as error:  # the worker boundary: a broken plugin fails its cells, not the run
-            for cell in job.cells:
-                yield _failed(cell, error, execution)
+            yield from (_failed(cell, error, execution) for cell in job.cells)
             return
-        for cell in job.cells:
-            try:
-                yield evaluate(stage, cell, job.probes)
-            except Exception as error:  # likewise
-                yield _failed(cell, error, execution)
+        for cells, stage in stages(job.cells, execution, found):
+            for cell in cells:
+                try:
+                    if isinstance(stage, Exception):
+                        raise stage
+                    yield evaluate(stage, cell, job.probes)
+                except Exception as error:  # likewise
+                    yield _failed(cell, error, execution)
 
 
 @functools.lru_cache(maxsize=2)
@@ -103,7 +106,7 @@ def evaluate(stage: Stage, cell: Cell, probes: tuple[Component, ...] = ()) -> Ou
     execution = stage.execution
     return Outcome(
         key=cell.key, record=record, cost=cost, flags=tuple(flags), measurements=tuple(measurements),
-        device=execution.device, environment=runtime.environment(execution.device, execution.threads),
+        device=execution.device, environment=runtime.environment(execution.device, execution.threads) | stage.notes,
         examples_sha256=sha256,
     )  # fmt: skip
 

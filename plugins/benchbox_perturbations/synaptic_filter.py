@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from benchbox.api import ContractError, WeightPerturbation
-from benchbox_perturbations.weights import copy_with_weights, layers_with_own_weights
+from benchbox_perturbations.weights import copied_weights, layers_with_own_weights
 
 Filter = Literal["high-pass", "low-pass", "pulse"]
 
@@ -52,19 +52,19 @@ class SynapticFilter(WeightPerturbation):
 
     options: Options
 
-    def apply(self, model: nn.Module, rng: torch.Generator) -> nn.Module:
-        """See :meth:`benchbox.api.WeightPerturbation.apply`.
+    def weights(self, model: nn.Module, rng: torch.Generator) -> dict[str, Tensor]:
+        """See :meth:`benchbox.api.WeightPerturbation.weights`.
 
         Raises ContractError where all weights of a range are equal, so that it has no beginning and no end.
         """
         options = self.options
-        filtered, weights = copy_with_weights(model, self.targets, options.layer)
+        weights = copied_weights(model, self.targets, options.layer)
         pool = torch.cat([weight.flatten() for weight in weights.values()])
         for name, weight in weights.items():
             reference = weight.flatten() if options.range == "layer" else pool
             where = self._positions(weight, reference, name if options.range == "layer" else options.layer)
             weight.masked_fill_(removed(where, options.filter, options.threshold, options.pulse_width), 0.0)
-        return filtered
+        return weights
 
     def layers(self, model: nn.Module) -> list[str]:
         """See :meth:`benchbox.api.WeightPerturbation.layers`; layers that share their weight count once."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from benchbox.api import ContractError, WeightPerturbation
-from benchbox_perturbations.weights import copy_with_weights, layers_with_own_weights
+from benchbox_perturbations.weights import copied_weights, layers_with_own_weights
 
 Mode = Literal[
     "relative-norm", "relative-std", "multiplicative", "absolute", "filter-norm", "uniform", "magnitude-aware"
@@ -59,20 +59,20 @@ class WeightNoise(WeightPerturbation):
 
     options: Options
 
-    def apply(self, model: nn.Module, rng: torch.Generator) -> nn.Module:
-        """See :meth:`benchbox.api.WeightPerturbation.apply`.
+    def weights(self, model: nn.Module, rng: torch.Generator) -> dict[str, Tensor]:
+        """See :meth:`benchbox.api.WeightPerturbation.weights`.
 
         Raises ContractError where a relative noise has nothing to be relative to: a weight of zeros (``relative-std``:
         of equal values). Biases of zeros, as after initialisation, stay what they are, and so do scales of batch norms.
         """
         options = self.options
-        noisy, weights = copy_with_weights(model, self._perturbed, options.layer, options.include_bias)
+        weights = copied_weights(model, self._perturbed, options.layer, options.include_bias)
         for name, weight in weights.items():
             drawn = torch.randn(weight.shape, generator=rng, device=rng.device).to(weight)
             if weight.dim() > 1:  # neither a bias nor a batch norm
                 _check_scale(name, weight, options.mode)
             weight.add_(noise(weight, drawn, options.mode, options.level))
-        return noisy
+        return weights
 
     def layers(self, model: nn.Module) -> list[str]:
         """See :meth:`benchbox.api.WeightPerturbation.layers`; layers that share their weight count once."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 
 import torch
@@ -13,16 +12,13 @@ from benchbox.api import ContractError, target_layers
 Kinds = tuple[type[nn.Module], ...]
 
 
-def copy_with_weights(
-    model: nn.Module, targets: Kinds, layer: str, include_bias: bool = False
-) -> tuple[nn.Module, dict[str, Tensor]]:
-    """A deep copy of ``model`` and its parameters to change, by name: weights, and biases on request.
+def copied_weights(model: nn.Module, targets: Kinds, layer: str, include_bias: bool = False) -> dict[str, Tensor]:
+    """Copies of the parameters to change, by name: weights, and biases on request.
 
     A parameter that several layers share comes once, and one without entries not at all. Raises ContractError for a
     layer that does not exist, whose weight is computed anew at each use (a change would have no effect) or empty, or
     whose weight is not finite.
     """
-    model = _copy(model)
     found: dict[str, Tensor] = {}
     seen: set[tuple[int, int, int]] = set()
     layers = target_layers(model, targets, layer)
@@ -32,12 +28,12 @@ def copy_with_weights(
         seen.add(_place(parameter))
         if not torch.isfinite(parameter).all():
             raise ContractError(f"the {kind} of layer {name!r} is not finite: use other weights")
-        found[f"{name}.{kind}" if name else kind] = parameter.data
+        found[f"{name}.{kind}" if name else kind] = parameter.detach().clone()
     if not found:
         raise ContractError(
             f"{', '.join(map(repr, layers))}: no weights to perturb, the layer is empty. Leave it out of the grid"
         )
-    return model, found
+    return found
 
 
 def layers_with_own_weights(model: nn.Module, targets: Kinds) -> list[str]:
@@ -57,17 +53,6 @@ def layers_with_own_weights(model: nn.Module, targets: Kinds) -> list[str]:
     if not names:
         raise ContractError("the model has no layer to perturb, they are all empty. Leave it out of the grid")
     return names
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    """A deep copy in which parameters that shared their memory share it still; torch copies each by itself."""
-    copied = copy.deepcopy(model)
-    firsts: dict[tuple[int, int, int], Tensor] = {}
-    for old, new in zip(model.parameters(), copied.parameters(), strict=True):
-        first = firsts.setdefault(_place(old), new)
-        if first is not new and old.numel():
-            new.data = first.data.as_strided(old.size(), old.stride())
-    return copied
 
 
 def _parameters(layers: dict[str, nn.Module], include_bias: bool) -> Iterator[tuple[str, str, nn.Parameter]]:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from scipy import stats
 from torch import Tensor, nn
 
-from benchbox.api import ContractError
+from benchbox.api import ContractError, WeightPerturbation
 from benchbox.registry import Registry
 from benchbox_perturbations.synaptic_filter import SynapticFilter
 from benchbox_perturbations.weight_noise import WeightNoise
@@ -431,6 +431,17 @@ def test_empty_layers_are_left_out_and_refused_by_name(kind: int) -> None:
         perturbations("1")[kind].apply(model, torch.Generator())
 
 
+def test_a_weight_that_two_parameters_share_in_memory_stays_shared() -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
+    model[2].weight = nn.Parameter(model[0].weight.data.t())
+
+    for perturbation in perturbations("0"):
+        result = perturbation.apply(model, torch.Generator())
+
+        assert torch.equal(result[2].weight, result[0].weight.t())
+        assert not torch.equal(result[0].weight, model[0].weight)
+
+
 @pytest.mark.parametrize("kind", [0, 1], ids=["synaptic-filter", "weight-noise"])
 def test_layers_that_cannot_be_perturbed_are_named(kind: int) -> None:
     with pytest.raises(ContractError, match=r"no layer '5' to perturb\. Its layers: '0', '4', '6'"):
@@ -475,6 +486,26 @@ def test_layers_that_cannot_be_perturbed_are_named(kind: int) -> None:
 def test_impossible_options_are_refused(plugin, options: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         plugin.Options(**options)
+
+
+class Idle(WeightPerturbation):
+    name = "idle"
+
+
+class Misnamed(WeightPerturbation):
+    name = "misnamed"
+
+    def weights(self, model: nn.Module, rng: torch.Generator) -> dict[str, Tensor]:
+        return {"9.weight": torch.zeros(3)}
+
+
+@pytest.mark.parametrize(
+    ("plugin", "message"),
+    [(Idle, "'idle' does nothing: write its method weights or apply"), (Misnamed, "'9.weight' fit no parameter")],
+)
+def test_a_perturbation_without_usable_values_is_refused(plugin: type[WeightPerturbation], message: str) -> None:
+    with pytest.raises(ContractError, match=message):
+        plugin(plugin.Options()).apply(network(), torch.Generator())
 
 
 def test_the_perturbations_are_registered() -> None:

@@ -1,0 +1,62 @@
+"""A network and a data set for benchmarks/sweeps.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from benchbox import api
+from benchbox.domain import Split
+from benchbox.hookspecs import hookimpl
+from benchbox_models.network import NetworkModel, Normalise
+
+
+class GreyResNet18(NetworkModel):
+    """torchvision's ResNet-18 as the notebooks have it: ten classes, its first convolution for one channel."""
+
+    name = "grey-resnet18"
+    prefix = "1."
+
+    def build(self) -> nn.Module:
+        from torchvision import models
+
+        net = models.resnet18(weights=None, num_classes=10)
+        net.conv1 = nn.Conv2d(1, 64, 7, 2, 3, bias=False)
+        return nn.Sequential(Normalise([0.1307], [0.3081]), net)
+
+    def inner(self, module: nn.Module) -> nn.Module:
+        return module.get_submodule("1")
+
+
+class RandomImages(api.Dataset):
+    """Uniform noise with arbitrary labels: enough to compare predictions and times."""
+
+    name = "random-images"
+    num_classes = 10
+
+    class Options(api.Options):
+        count: int = Field(10_000, ge=1)
+        channels: int = Field(1, ge=1)
+        size: int = Field(28, ge=1)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:  # type: ignore[override]
+        return self.options.channels, self.options.size, self.options.size
+
+    def load(self, split: Split, data_dir: Path) -> api.Examples:
+        rng = torch.Generator().manual_seed(0)
+        images = torch.rand(self.options.count, *self.shape, generator=rng)
+        return api.Examples(images, torch.arange(self.options.count) % 10)
+
+
+@hookimpl
+def benchbox_datasets() -> list[type[api.Dataset]]:
+    return [RandomImages]
+
+
+@hookimpl
+def benchbox_models() -> list[type[api.Model]]:
+    return [GreyResNet18]

@@ -1,0 +1,207 @@
+"""A sweep of filtered layers beside the notebook's own loop, in one run on the same images: time, memory, predictions.
+
+The notebook (InferLink) copies the network for each layer and threshold, filters the copy, and runs the whole test set
+through a DataLoader. Each side runs in a process of its own, one after the other, with the same number of threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from benchbox import api
+from benchbox.domain import Array, Cell, Execution
+from benchbox.grid import GridFile, Spacing, expand
+from benchbox.registry import Registry
+from benchbox.runner import jobs_of
+from benchbox.stage import create
+from benchbox.worker import run_job
+from benchmarks.figures import Figure, report
+
+ROOT = Path(__file__).parents[1]
+PLUGINS = ("benchmarks.sweep_plugins",)
+CASES: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
+    "torchvision": ({"name": "grey-resnet18"}, (1, 28)),
+    "resnet18": ({"name": "resnet18"}, (3, 32)),
+}
+"""The models, and channels and size of their images where none are given."""
+GOAL = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """What one side did: predictions and losses are (networks, images), layer by layer, threshold by threshold."""
+
+    seconds: float
+    mebibytes: float  # most memory that the process held, beyond what it held before
+    predictions: Array
+    losses: Array
+
+
+def grid_of(arguments: argparse.Namespace) -> GridFile:
+    """The sweep as a grid: a high-pass filter on one layer at a time."""
+    model, (channels, size) = CASES[arguments.case]
+    if arguments.weights:
+        model = model | {"weights": arguments.weights}
+    noise = {"name": "random-images", "count": arguments.images, "channels": channels, "size": size}
+    layers = arguments.layers.split(",") if arguments.layers else ["@each"]
+    thresholds = Spacing(start=0.0, stop=1.0, num=arguments.thresholds).values()
+    swept = {"layer": layers, "threshold": thresholds}
+    filters = {"name": "synaptic-filter", "filter": "high-pass", "range": "layer", "sweep": swept}
+    return GridFile.model_validate({
+        "name": "sweep", "examples": arguments.images, "batch_size": arguments.batch_size, "model": [model],
+        "dataset": {"name": arguments.dataset} if arguments.dataset else noise, "weight_perturbation": [filters],
+    })  # fmt: skip
+
+
+def cells_of(arguments: argparse.Namespace, registry: Registry) -> tuple[Cell, ...]:
+    """The filtered networks, layer by layer; the intact one is left out."""
+    plan = expand(grid_of(arguments), registry, _data_dir())
+    return tuple(cell for cell in plan.cells if cell.weight_perturbation)
+
+
+def ours(arguments: argparse.Namespace) -> Side:
+    """The jobs of the grid, in this process, from the first weight loaded to the last record made."""
+    registry = Registry.discover(PLUGINS)
+    cells = cells_of(arguments, registry)
+    execution = Execution(_data_dir(), batch_size=arguments.batch_size, threads=arguments.threads)
+    jobs = jobs_of(cells, execution, expand(grid_of(arguments), registry, _data_dir()))
+    create(registry, cells[0].model).load(_data_dir())  # the imports are the other side's, too
+    before, started = _reset_peak(), time.perf_counter()
+    records = {outcome.key: outcome.record for job in jobs for outcome in run_job(job, registry)}
+    seconds, peak = time.perf_counter() - started, _resident("VmHWM") - before
+    found = [record for cell in cells if (record := records[cell.key]) is not None]
+    predictions, losses = (np.stack([getattr(record, name) for record in found]) for name in _COLUMNS)
+    return Side(seconds, peak, predictions, losses)
+
+
+_COLUMNS = ("clean_prediction", "clean_loss")
+
+
+def notebook(arguments: argparse.Namespace) -> Side:
+    """The loop over layers and thresholds; the model and the images are there already."""
+    torch.set_num_threads(arguments.threads)
+    registry = Registry.discover(PLUGINS)
+    cells = cells_of(arguments, registry)
+    model = create(registry, cells[0].model).load(_data_dir()).eval()
+    examples: api.Examples = create(registry, cells[0].dataset).load("test", _data_dir()).head(arguments.images)
+    before, started = _reset_peak(), time.perf_counter()
+    answers = []
+    for cell in cells:
+        options = cell.weight_perturbation.options if cell.weight_perturbation else {}
+        filtered = copy.deepcopy(model)
+        high_pass(filtered.get_submodule(options["layer"]), options["threshold"])
+        answers.append(evaluate(filtered, examples, arguments.batch_size))
+    seconds, peak = time.perf_counter() - started, _resident("VmHWM") - before
+    predictions, losses = (torch.stack(columns).numpy() for columns in zip(*answers, strict=True))
+    return Side(seconds, peak, predictions, losses)
+
+
+@torch.no_grad()
+def high_pass(layer: torch.nn.Module, threshold: float) -> None:
+    """Set the weights to zero that lie in the lower part of the layer's range, up to ``threshold`` of it."""
+    weight: Any = layer.weight
+    low, high = weight.double().aminmax()
+    weight.copy_(torch.where((weight.double() - low) / (high - low) > threshold, weight, 0.0))
+
+
+@torch.no_grad()
+def evaluate(model: torch.nn.Module, examples: api.Examples, batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Predictions and losses of all examples."""
+    predictions, losses = [], []
+    for images, labels in DataLoader(TensorDataset(examples.images, examples.labels), batch_size=batch_size):
+        logits = model(images)
+        predictions.append(logits.argmax(1))
+        losses.append(torch.nn.functional.cross_entropy(logits.double(), labels, reduction="none").float())
+    return torch.cat(predictions), torch.cat(losses)
+
+
+SIDES = {"ours": ours, "notebook": notebook}
+
+
+def _data_dir() -> Path:
+    return Path(os.environ.get("BENCHBOX_DATA_DIR", "data"))
+
+
+def _reset_peak() -> float:
+    """Forget the peak of memory; MiB that the process holds now."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return _resident("VmRSS")
+
+
+def _resident(field: str) -> float:
+    """MiB that this process holds ("VmRSS"), or has held at most ("VmHWM"); Linux only."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return float(status[field].split()[0]) / 1024
+
+
+def apart(name: str, arguments: list[str], threads: int) -> Side:
+    """One side in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "side.npz"
+        command = [sys.executable, "-m", "benchmarks.sweeps", *arguments, "--side", name, "--out", str(path)]
+        subprocess.run(command, cwd=ROOT, check=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)})
+        with np.load(path) as found:
+            side = Side(float(found["seconds"]), float(found["mebibytes"]), found["predictions"], found["losses"])
+    print(f"{name}: {side.seconds:.1f} s", flush=True)
+    return side
+
+
+def compare(arguments: argparse.Namespace, given: list[str]) -> list[Figure]:
+    """Both sides, ``repeats`` times in turn."""
+    runs: dict[str, list[Side]] = {name: [] for name in SIDES}
+    for _ in range(arguments.repeats):
+        for name in SIDES:
+            runs[name].append(apart(name, given, arguments.threads))
+    seconds = {name: median(side.seconds for side in sides) for name, sides in runs.items()}
+    one, other = (runs[name][-1] for name in SIDES)
+    case, (networks, images) = arguments.case, one.predictions.shape
+    equal = float((one.predictions == other.predictions).mean())
+    return [
+        Figure(f"sweep-{case}-networks", float(networks), f"networks, {images} images each"),
+        *(Figure(f"sweep-{case}-{name}", seconds[name], "s") for name in SIDES),
+        *(Figure(f"sweep-{case}-{name}-memory", runs[name][-1].mebibytes, "MiB") for name in SIDES),
+        Figure(f"sweep-{case}-memory-above", one.mebibytes - other.mebibytes, "MiB", "<= 1536"),
+        Figure(f"sweep-{case}-equal-predictions", 100 * equal, "%", "100"),
+        Figure(f"sweep-{case}-loss-difference", float(np.abs(one.losses - other.losses).max()), "nats, the largest"),
+        Figure(f"sweep-{case}-speedup", seconds["notebook"] / seconds["ours"], "x", f">= {GOAL:g}"),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--case", choices=[*CASES], default="torchvision")
+    parser.add_argument("--dataset", help="a data set by name, such as mnist; by default random images")
+    parser.add_argument("--weights", help="weight file of the network; by default it is untrained")
+    parser.add_argument("--images", type=int, default=1000)
+    parser.add_argument("--thresholds", type=int, default=25)
+    parser.add_argument("--layers", help="names, separated by commas; by default all")
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--side", choices=[*SIDES], help=argparse.SUPPRESS)
+    parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.side:
+        side = SIDES[arguments.side](arguments)
+        columns = {"predictions": side.predictions, "losses": side.losses}
+        np.savez(arguments.out, seconds=side.seconds, mebibytes=side.mebibytes, **columns)  # type: ignore[arg-type]
+        return
+    report("Sweeps over filtered layers", compare(arguments, sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,365 @@
+"""Sweeps over one layer are evaluated together, and nobody can tell from the results."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from benchbox import api
+from benchbox.domain import Cell, Execution, Job, Outcome, Plan
+from benchbox.grid import expand, load_grid
+from benchbox.hookspecs import hookimpl
+from benchbox.registry import Registry
+from benchbox.runner import jobs_of
+from benchbox.variants import stages
+from benchbox.worker import run_job
+from small_networks import Branching, Residual, built, plain
+
+GridFile = Callable[..., Path]
+GRID = """
+name = "sweep"
+examples = 40
+batch_size = 16
+[dataset]
+name = "digits"
+[[model]]
+name = "small"
+{model}
+[[weight_perturbation]]
+name = "synaptic-filter"
+filter = "high-pass"
+layer = "@each"
+sweep.threshold = [0.3, 0.5, 0.9]
+[[weight_perturbation]]
+name = "weight-noise"
+level = 0.3
+layer = "@each"
+"""
+ATTACKED = """
+[[threat]]
+norm = "linf"
+eps = 0.2
+[[attack]]
+name = "fgsm"
+[[attack]]
+name = "pgd"
+steps = 2
+"""
+NETWORKS = {"residual": Residual, "plain": plain, "branching": Branching}
+forwards: list[tuple[str, int]] = []  # layer and number of inputs of every pass of a small network's layers
+
+
+class Small(api.Model):
+    """One of the small networks, which writes down the passes of its layers."""
+
+    name = "small"
+
+    class Options(api.Options):
+        network: Literal["residual", "plain", "branching"] = "residual"
+
+    def load(self, data_dir: Path) -> nn.Module:
+        model = built(NETWORKS[self.options.network])
+        for name, part in model.named_modules():
+            if isinstance(part, nn.Conv2d | nn.Linear):
+                part.register_forward_hook(lambda part, given, out, name=name: note(name, out))
+        return model
+
+
+def note(name: str, out: Any) -> None:
+    if type(out) is Tensor:  # not when it is traced
+        forwards.append((name, len(out)))
+
+
+class Trouble(api.WeightPerturbation):
+    """Makes the weights unusable, or cannot be applied at all."""
+
+    name = "trouble"
+
+    class Options(api.WeightPerturbation.Options):
+        how: Literal["nan", "raises", "nameless", "none"]
+        number: int = Field(0, description="makes equal perturbations several")
+
+    def weights(self, model: nn.Module, rng: torch.Generator) -> dict[str, Tensor]:
+        (name,) = api.target_layers(model, self.targets, self.options.layer)
+        if self.options.how == "raises":
+            raise ZeroDivisionError("the perturbation divided by zero")
+        weight = model.get_submodule(name).weight.detach().clone()
+        value = weight * math.nan if self.options.how == "nan" else weight
+        return {f"{name}.{'lost' if self.options.how == 'nameless' else 'weight'}": value}
+
+
+class Whole(api.WeightPerturbation):
+    """A third party's perturbation that is no change of weights: the model it returns computes something else."""
+
+    name = "whole"
+
+    def apply(self, model: nn.Module, rng: torch.Generator) -> nn.Module:
+        api.target_layers(model, self.targets, self.options.layer)
+        return nn.Sequential(copy.deepcopy(model), nn.Hardtanh(-0.1, 0.1))
+
+
+class Plugins:
+    @hookimpl
+    def benchbox_models(self) -> list[type[api.Model]]:
+        return [Small]
+
+    @hookimpl
+    def benchbox_weight_perturbations(self) -> list[type[api.WeightPerturbation]]:
+        return [Trouble, Whole]
+
+
+@pytest.fixture
+def registry() -> Registry:
+    found = Registry.discover()
+    found.register(Plugins(), "small networks")
+    assert not found.broken
+    forwards.clear()
+    return found
+
+
+@pytest.fixture
+def cells(grid_file: GridFile, registry: Registry, tmp_path: Path) -> Callable[..., tuple[Cell, ...]]:
+    def plan(*more: str, model: str = "", text: str = GRID) -> tuple[Cell, ...]:
+        grid = load_grid(grid_file(*more, text=text.replace("{model}", model)))
+        return expand(grid, registry, tmp_path).cells
+
+    return plan
+
+
+def execution(**changes: Any) -> Execution:
+    return Execution(Path(), **{"batch_size": 16, "threads": 1, **changes})
+
+
+def together(cells: tuple[Cell, ...], registry: Registry, **changes: Any) -> dict[str, Outcome]:
+    outcomes = run_job(Job(cells, execution(**changes)), registry)
+    return {outcome.key: outcome for outcome in outcomes}
+
+
+def one_by_one(cells: tuple[Cell, ...], registry: Registry, **changes: Any) -> dict[str, Outcome]:
+    """The plain loop: every cell loads the model and has its own perturbed copy of it."""
+    jobs = [Job((cell,), execution(**changes)) for cell in cells]
+    return {outcome.key: outcome for job in jobs for outcome in run_job(job, registry)}
+
+
+def assert_same(found: dict[str, Outcome], expected: dict[str, Outcome]) -> None:
+    """Every array of every record is the same to the last bit, but for the time that it took."""
+    assert found.keys() == expected.keys()
+    for key, outcome in found.items():
+        assert outcome.error is None
+        assert outcome.flags == expected[key].flags
+        for item in fields(outcome.record):  # type: ignore[arg-type]
+            if item.name != "seconds":
+                ours, theirs = (getattr(each.record, item.name) for each in (outcome, expected[key]))
+                np.testing.assert_equal(ours, theirs, err_msg=item.name)
+
+
+@pytest.mark.parametrize("network", ["residual", "plain", "branching"])
+def test_a_sweep_gives_what_the_plain_loop_gives_to_the_last_bit(
+    cells: Callable[..., tuple[Cell, ...]], registry: Registry, network: str
+) -> None:
+    found = cells(model=f'network = "{network}"')
+
+    outcomes = together(found, registry)
+
+    assert_same(outcomes, one_by_one(found, registry))
+    notes = {outcome.environment["forward"] for outcome in outcomes.values()}
+    if network == "branching":
+        assert notes == {"whole: torch.fx cannot trace the model (TraceError)"}
+    else:
+        assert notes == {"shared up to the perturbed layer"}
+    assert len({tuple(outcome.record.clean_loss) for outcome in outcomes.values()}) == len(found)  # type: ignore[union-attr]
+
+
+def test_predictions_and_losses_are_those_of_a_filter_written_out_by_hand(
+    cells: Callable[..., tuple[Cell, ...]], registry: Registry, data_of_digits: api.Examples
+) -> None:
+    found = cells()
+
+    outcomes = together(found, registry)
+
+    for cell in found:
+        if cell.weight_perturbation is None or cell.weight_perturbation.name != "synaptic-filter":
+            continue
+        model = built(Residual)
+        weight = model.get_submodule(cell.weight_perturbation.options["layer"]).weight
+        low, high = weight.double().aminmax()
+        weight *= weight.double() > low + cell.weight_perturbation.options["threshold"] * (high - low)
+        logits = torch.cat([model(batch) for batch in data_of_digits.images.split(16)])
+        loss = nn.functional.cross_entropy(logits.double(), data_of_digits.labels, reduction="none")
+        record = outcomes[cell.key].record
+        assert record is not None
+        np.testing.assert_array_equal(record.clean_prediction, logits.argmax(1).numpy())
+        np.testing.assert_array_equal(record.clean_loss, loss.float().numpy())
+
+
+@pytest.fixture
+def data_of_digits(create_dataset: Callable[..., api.Dataset]) -> api.Examples:
+    return create_dataset("digits").load("test", Path()).head(40)
+
+
+@pytest.mark.parametrize("network", ["residual", "plain"])
+def test_attacks_and_verdicts_on_a_network_of_a_sweep_are_those_on_it_alone(
+    cells: Callable[..., tuple[Cell, ...]], registry: Registry, network: str
+) -> None:
+    found = cells(ATTACKED, model=f'network = "{network}"', text=GRID.replace("0.3, 0.5, 0.9", "0.3"))
+
+    outcomes = together(found, registry)
+
+    assert_same(outcomes, one_by_one(found, registry))
+    assert any(outcome.record.success.any() for outcome in outcomes.values())  # type: ignore[union-attr]
+
+
+def test_neither_what_was_finished_before_nor_the_memory_for_weights_changes_a_result(
+    cells: Callable[..., tuple[Cell, ...]], registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = cells()
+    whole = together(found, registry)
+
+    resumed = together(found[::2], registry)
+    monkeypatch.setattr("benchbox.variants.WAVE_BYTES", 3000)  # two or three networks at once
+    by_threes = together(found, registry)
+
+    assert_same(resumed, {cell.key: whole[cell.key] for cell in found[::2]})
+    assert_same(by_threes, whole)
+
+
+def test_outcomes_come_as_soon_as_they_are_known(cells: Callable[..., tuple[Cell, ...]], registry: Registry) -> None:
+    found = cells(ATTACKED)
+
+    outcomes = run_job(Job(found, execution()), registry)
+    first = next(outcomes)
+    passes = len(forwards)
+    second = next(outcomes)
+
+    assert (first.key, second.key) == (found[0].key, found[1].key)
+    assert len(forwards) > passes  # the second cell was attacked only when the first was handed over
+
+
+def test_predictions_do_not_depend_on_the_batch_size(
+    cells: Callable[..., tuple[Cell, ...]], registry: Registry
+) -> None:
+    found = cells()
+
+    small, large = together(found, registry, batch_size=7), together(found, registry, batch_size=250)
+
+    for key, outcome in small.items():
+        assert outcome.record is not None
+        np.testing.assert_array_equal(outcome.record.clean_prediction, large[key].record.clean_prediction)  # type: ignore[union-attr]
+
+
+def test_what_comes_before_the_layer_passes_once_and_equal_weights_are_evaluated_once(
+    cells: Callable[..., tuple[Cell, ...]], registry: Registry
+) -> None:
+    text = GRID.replace('layer = "@each"', 'layer = "blocks.1.conv1"')
+    text = text.replace("[0.3, 0.5, 0.9]", "[0.3, 0.30000001, 0.9]")  # no weight lies between the first two
+    (_, *found) = cells(text=text)
+
+    outcomes = together(tuple(found), registry)
+
+    inputs = {name: sum(count for layer, count in forwards if layer == name) for name, _ in forwards}
+    compared = 16 * 3  # each of the three different networks is compared with its whole forward pass on 16 inputs
+    assert inputs["stem"] == 40 + compared + 16
+    assert inputs["linear"] == 3 * 40 + compared + 16 * 3 + 16  # once more to see what is changed in place
+    assert len(outcomes) == 4
+    first, second = (outcomes[cell.key].record for cell in found[:2])
+    np.testing.assert_array_equal(first.clean_loss, second.clean_loss)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("nan", "the model returned NaN or infinite logits for 16 of 16 inputs"),
+        ("raises", "ZeroDivisionError: the perturbation divided by zero"),
+        ("nameless", "'linear.lost' fit no parameter of the model"),
+    ],
+)
+def test_a_network_that_fails_fails_alone(
+    cells: Callable[..., tuple[Cell, ...]], registry: Registry, how: str, message: str
+) -> None:
+    bad = f'[[weight_perturbation]]\nname = "trouble"\nhow = "{how}"\nlayer = "linear"'
+    text = GRID.replace('"@each"', '"linear"')
+    sweep = cells(text=text)
+    (broken,) = [cell for cell in cells(bad, text=text) if cell not in sweep]
+    mixed = (*sweep[:2], broken, *sweep[2:])
+
+    outcomes = together(mixed, registry)
+
+    assert message in (outcomes.pop(broken.key).error or "")
+    assert_same(outcomes, one_by_one(sweep, registry))
+
+
+def test_a_perturbation_that_is_no_change_of_weights_gets_a_model_of_its_own(
+    cells: Callable[..., tuple[Cell, ...]], registry: Registry
+) -> None:
+    found = cells('[[weight_perturbation]]\nname = "whole"\nlayer = "linear"')
+
+    outcomes = together(found, registry)
+
+    assert_same(outcomes, one_by_one(found, registry))
+    assert "forward" not in outcomes[found[-1].key].environment
+
+
+def test_memory_that_runs_out_halves_the_batch_of_all(
+    cells: Callable[..., tuple[Cell, ...]], registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = cells()
+    expected = together(found, registry, batch_size=6)
+    tried = []
+
+    def little_memory(name: str, out: Any) -> None:
+        if type(out) is Tensor:
+            tried.append(len(out))
+            if len(out) > 6:
+                raise MemoryError
+
+    monkeypatch.setitem(globals(), "note", little_memory)
+
+    outcomes = together(found, registry, batch_size=24)  # 16, 8, 4 inputs to look at, then batches of no more
+
+    assert max(tried) == 16
+    for key, outcome in outcomes.items():
+        np.testing.assert_array_equal(outcome.record.clean_prediction, expected[key].record.clean_prediction)  # type: ignore[union-attr]
+        assert not outcome.flags
+
+
+def test_the_model_has_its_own_weights_again_when_a_job_is_given_up(
+    cells: Callable[..., tuple[Cell, ...]], registry: Registry
+) -> None:
+    found = cells()
+    before = built(Residual).state_dict()
+
+    handed_out = stages(found[1:], execution(), registry)
+    _, stage = next(handed_out)
+    perturbed = {name for name, value in stage.undefended.state_dict().items() if not torch.equal(value, before[name])}  # type: ignore[union-attr]
+    handed_out.close()  # type: ignore[attr-defined]
+
+    assert perturbed == {"stem.weight"}
+    assert all(torch.equal(value, before[name]) for name, value in stage.undefended.state_dict().items())  # type: ignore[union-attr]
+
+
+def test_a_job_is_a_layer_of_a_model_without_a_defense(
+    cells: Callable[..., tuple[Cell, ...]], registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    defended = '[[defense]]\nname = "none"\n[[defense]]\nname = "attribution-mask"'
+    everywhere = '[[weight_perturbation]]\nname = "weight-noise"\nsweep.level = [0.1, 0.2]'
+    found = cells(everywhere, model='network = "plain"')
+    plan = Plan("sweep", found)
+
+    sizes = [len(job.cells) for job in jobs_of(found, execution(), plan)]
+    monkeypatch.setattr("benchbox.runner.MODELS_PER_JOB", 3)
+    smaller = [len(job.cells) for job in jobs_of(found, execution(), plan)]
+    guarded = jobs_of(cells(defended, model='network = "plain"'), execution(), plan)
+
+    assert sizes == [1, 4, 4, 4, 4, 1, 1]  # intact, four layers, and the noise on all layers at once
+    assert smaller == [1, 3, 1, 3, 1, 3, 1, 3, 1, 1, 1]
+    assert sum(job.cells[0].defense is not None for job in guarded) == 17
