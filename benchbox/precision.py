@@ -1,6 +1,6 @@
 """The search copy of a model: the same function in faster arithmetic, for searches only; verdicts come from the model.
 
-Batch norm is folded into the convolution before it, tensors lie channels-last, and with ``precision = "mixed"`` the
+Batch norm is folded into the convolution before it, tensors lie channels-last where that is faster, and with ``precision = "mixed"`` the
 copy computes in bfloat16 where the device has units for it. Whoever uses a copy confirms its findings on the model.
 """
 
@@ -22,8 +22,8 @@ __all__ = ["fast_dtype", "lower_precision", "search_copy"]
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
 """How far logits of the copy may be off, as a share of the model's largest logit; a copy beyond is not used."""
 FEW_CHANNELS = 2
-"""Up to how many input channels the gradient of a convolution is computed as a matrix product on a CPU: oneDNN's own
-kernel takes three times as long for one channel, and less for three (measured with AVX-512)."""
+"""Up to how many input channels a float32 copy on a CPU is channels-last, and the gradient of a convolution a matrix
+product: for one channel oneDNN's own kernels take three times as long, for three they are as fast (with AVX-512)."""
 
 
 def search_copy(model: nn.Module, images: Tensor, precision: Precision) -> nn.Module:
@@ -39,7 +39,10 @@ def search_copy(model: nn.Module, images: Tensor, precision: Precision) -> nn.Mo
         fast = copy.deepcopy(model).eval()
         fast = _folded(fast)
         _few_channels_by_matrix_product(fast, images.device)
-        fast = _Cast(fast.to(dtype).to(memory_format=torch.channels_last), dtype)
+        fast = fast.to(dtype)
+        if dtype != torch.float32 or images.device.type != "cpu" or images.shape[1] <= FEW_CHANNELS:
+            fast = fast.to(memory_format=torch.channels_last)
+        fast = _Cast(fast, dtype)
         return fast if _agree(fast, model, images, TOLERANCE[dtype]) else model
     except Exception:  # whatever a model's own code does not let us do: it is searched as it is
         return model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import platform
@@ -28,6 +29,19 @@ def resolve_device(name: str) -> str:
     return name
 
 
+@functools.cache
+def _keep_freed_memory() -> None:
+    """Let glibc keep what is freed: batches of activations would else be mapped anew, and their pages faulted in, at
+    every layer of every step, which takes as long as computing a small network. Elsewhere nothing happens.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):  # no glibc
+        return
+    for option, value in ((-3, 1 << 30), (-1, (1 << 31) - 1)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of malloc.h
+        mallopt(option, value)
+
+
 @contextmanager
 def computing(threads: int | None) -> Iterator[None]:
     """Deterministic float32 arithmetic on ``threads`` CPU threads; what was set before is restored."""
@@ -35,6 +49,7 @@ def computing(threads: int | None) -> Iterator[None]:
         torch.get_num_threads(), torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32,
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark,
     )  # fmt: skip
+    _keep_freed_memory()
     torch.set_num_threads(threads or before[0])
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False

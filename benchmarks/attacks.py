@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchbox import api
+from benchbox import api, runtime
 from benchbox.domain import Precision, Threat
 from benchbox.engine import Task, run_task, search_on_copy
 from benchbox.precision import fast_dtype, search_copy
@@ -121,8 +121,9 @@ def _task(case: Case) -> Task:
 def ours(case: Case, attack: str, options: dict[str, Any], precision: Precision) -> tuple[Tensor, float]:
     """bool (n,): what withstood ours; and the FLOP of all passes."""
     plugin = Registry.discover().create("attack", attack, options)
-    copy = search_copy(case.model, case.images[:16], precision)
-    found = search_on_copy(plugin, _task(case), copy, BATCH)
+    with runtime.computing(None):
+        copy = search_copy(case.model, case.images[:16], precision)
+        found = search_on_copy(plugin, _task(case), copy, BATCH)
     forward, backward = pass_flop(case)
     return ~found.broken, float(found.forwards.sum()) * forward + float(found.backwards.sum()) * backward
 
