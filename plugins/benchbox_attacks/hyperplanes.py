@@ -2,7 +2,7 @@
 
 Croce & Hein, ICML 2020, "Minimally distorted adversarial examples with a fast adaptive boundary attack", §3.1 and
 appendix: by the optimality conditions every value moves equally far in L-infinity and in proportion to its slope in
-L2, until it meets its bound; in L1 the steepest values move to theirs, one after another. So one sort solves each.
+L2, until it meets its bound; in L1 the steepest values move to theirs, one after another.
 """
 
 from __future__ import annotations
@@ -45,15 +45,21 @@ def shortest_move(
 
 
 def _level(weight: Tensor, cap: Tensor, need: Tensor) -> Tensor:
-    """The level t (n, 1) at which ``weight`` * min(t, ``cap``) (n, d) add up to ``need`` (n, 1), if there is one."""
-    cap, order = cap.sort(dim=1)
-    weight = weight.gather(1, order)
-    full = weight * cap
-    filled = full.cumsum(1) - full  # by those that are full at a lower level
-    open_weight = weight.flip(1).cumsum(1).flip(1)  # of those that are not
-    first = (filled + open_weight * cap < need).sum(1, keepdim=True).clamp_max(cap.shape[1] - 1)
-    rising = open_weight.gather(1, first)
-    return torch.where(rising > 0, (need - filled.gather(1, first)) / rising, 0.0).clamp_min(0.0)
+    """The level t (n, 1) at which ``weight`` * min(t, ``cap``) (n, d) add up to ``need`` (n, 1), if there is one.
+
+    Newton's method from below: the sum is concave in t, so the levels only rise, each fills what caps below it, and
+    after a few of them nothing changes any more. A row that is done stays as it is while others go on.
+    """
+    filling = weight * cap
+    level = need / weight.sum(1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)
+    while True:
+        full = cap < level
+        filled = torch.where(full, filling, 0.0).sum(1, keepdim=True)
+        rising = torch.where(full, 0.0, weight).sum(1, keepdim=True)
+        higher = torch.where(rising > 0, (need - filled) / rising, level).maximum(level)
+        if not (higher > level).any():  # also where a slope is not a number
+            return level
+        level = higher
 
 
 def _one_after_another(size: Tensor, room: Tensor, need: Tensor) -> Tensor:
