@@ -23,7 +23,7 @@ PARALLEL = 1e-5  # a remainder so much shorter than what it remained of is round
 class DetectorPGD(StepAttack):
     """Steps that fool the classifier until it is fooled by a margin, and then steps that fool the detector
     (Bryniarski, Hingun, Pachuca, Wang, Carlini, "Evading Adversarial Example Detection Defenses with Orthogonal
-    Projected Gradient Descent", ICLR 2022, arXiv 2106.15023, §3).
+    Projected Gradient Descent", ICLR 2022, arXiv 2106.15023; its eq. 6 prints the two projections exchanged).
 
     All steps are written as ascents, so that there is one sign: of the attacker's loss, and of minus the suspicion.
     The paper aims at a target class; untargeted threats raise the loss of the true class here. Steps have one size

@@ -17,7 +17,7 @@ from benchbox_attacks.evasion import Standing, seen
 class FeatureMatching(StepAttack):
     """Gradient steps that bring the model's whole output, a detector's "rejected" included, to that of a guide: a
     clean image that the model assigns to another class (of a targeted threat: to the target) and that its detector
-    accepts (Sabour et al., ICLR 2016, "Adversarial Manipulation of Deep Representations", §3; against detectors
+    accepts (Sabour et al., ICLR 2016, "Adversarial Manipulation of Deep Representations"; against detectors
     Tramèr et al., NeurIPS 2020, "On Adaptive Attacks to Adversarial Example Defenses").
 
     The distance is the squared L2 distance, relative to the guide's own size. Try k takes the guide that is the k-th
@@ -70,8 +70,8 @@ class FeatureMatching(StepAttack):
             goal, _ = self._features(model, model.guides.images[guide.clamp_min(0)].to(rows.x.dtype))
         point = rows.state["point"].detach().requires_grad_()
         features, output = self._features(model, point)
-        distance = sum(relative_distance(mine, its) for mine, its in zip(features, goal, strict=True))
-        (gradient,) = torch.autograd.grad(distance.sum(), point)  # type: ignore[union-attr]
+        distances = [relative_distance(mine, its).sum() for mine, its in zip(features, goal, strict=True)]
+        (gradient,) = torch.autograd.grad(torch.stack(distances).sum(), point)
 
         standing = Standing.of(model, output.detach(), rows.y, threat)
         evaluated = seen(rows, point, standing, self.options.steps)

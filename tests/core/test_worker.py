@@ -150,9 +150,7 @@ def test_a_probe_that_raises_leaves_the_result(
     assert not outcome.flags[0].casts_doubt
 
 
-def test_an_attack_that_needs_guides_gets_calibration_images_and_others_do_not(
-    outcomes: Callable[..., list[Outcome]],
-) -> None:
+def test_an_attack_that_needs_guides_gets_them(outcomes: Callable[..., list[Outcome]]) -> None:
     below, above = outcomes(replace={'name = "toy-attack"': 'name = "toy-copycat"'})
 
     assert below.record is not None
@@ -174,7 +172,18 @@ def test_guides_are_a_few_images_of_each_class_that_are_classified_correctly(
 
     assert found.labels.tolist() == [0, 1, 2] * 4
     assert torch.equal(found.images, stage.dataset.load("calibration", tmp_path).images[:12])
-    assert (target.forwards, target.backwards) == (0, 0)
+    assert (target.forwards, target.backwards) == (0, 0)  # nobody is charged
+    assert guides(stage, target, cell, adaptive=True) is found  # chosen once for a job
+
+
+def test_what_the_model_gets_wrong_is_no_guide(grid_file: GridFile, toys: Registry, tmp_path: Path) -> None:
+    always_0 = {'name = "toy-linear"': 'name = "toy-misbehaving"\nhow = "constant"'}
+    cell = expand(load_grid(grid_file(replace=always_0)), toys, tmp_path).cells[0]
+    stage = prepare(cell, Execution(tmp_path, None, 5, threads=1), toys)
+
+    found = guides(stage, AttackTarget(stage.protected, 3), cell, adaptive=True)
+
+    assert found.labels.tolist() == [0] * 10
 
 
 def test_guides_are_accepted_by_the_model_that_the_attacker_meets(

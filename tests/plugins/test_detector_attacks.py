@@ -321,6 +321,14 @@ def test_activations_of_a_layer_are_matched_too_and_no_hook_is_left(trained_digi
         run(matching(layer="conv9"), target, examples)
 
 
+def test_a_layer_that_takes_no_part_in_a_pass_is_an_error() -> None:
+    model = LinearModel(torch.eye(4, dtype=torch.float64))
+    model.idle = nn.Identity()
+
+    with pytest.raises(ContractError, match="layer 'idle' gave no activations in a pass: choose another one"):
+        run(matching(layer="idle"), AttackTarget(model, num_classes=4, guides=CLEAR), CLEAR)
+
+
 # ------------------------------------------------------------------------------------------------ rows, and the whole
 
 
