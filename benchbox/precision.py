@@ -1,8 +1,8 @@
 """The search copy of a model: the same function in faster arithmetic, for searches only; verdicts come from the model.
 
 Batch norm is folded into the convolution before it, tensors lie channels-last where that is faster, and with
-``precision = "mixed"`` the copy computes in bfloat16 where the device has units for it. Whoever uses a copy confirms its
-findings on the model.
+``precision = "mixed"`` the copy computes in bfloat16 where the device has units for it. Whoever uses a copy confirms
+its findings on the model.
 """
 
 from __future__ import annotations
