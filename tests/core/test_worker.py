@@ -173,7 +173,7 @@ def test_guides_are_a_few_images_of_each_class_that_are_classified_correctly(
     assert found.labels.tolist() == [0, 1, 2] * 4
     assert torch.equal(found.images, stage.dataset.load("calibration", tmp_path).images[:12])
     assert (target.forwards, target.backwards) == (0, 0)  # nobody is charged
-    assert guides(stage, target, cell, adaptive=True) is found  # chosen once for a job
+    assert guides(stage, target, cell) is found  # chosen once for a job
 
 
 def test_what_the_model_gets_wrong_is_no_guide(grid_file: GridFile, toys: Registry, tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_what_the_model_gets_wrong_is_no_guide(grid_file: GridFile, toys: Regist
     cell = expand(load_grid(grid_file(replace=always_0)), toys, tmp_path).cells[0]
     stage = prepare(cell, Execution(tmp_path, None, 5, threads=1), toys)
 
-    found = guides(stage, AttackTarget(stage.protected, 3), cell, adaptive=True)
+    found = guides(stage, AttackTarget(stage.protected, 3), cell)
 
     assert found.labels.tolist() == [0] * 10
 

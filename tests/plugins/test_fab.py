@@ -264,8 +264,8 @@ def test_restarts_begin_at_random_points_and_only_help(trained_digits) -> None:
         for restarts, seed in ((1, 0), (3, 0), (3, 1))
     ]  # fmt: skip
 
-    assert (reached[1] <= reached[0]).all()
-    assert (reached[1] < reached[0]).any()
+    assert (reached[1] <= reached[0] + 1e-6).all()  # the first try is the same, but for the order of its sums
+    assert (reached[1] < reached[0] - 1e-5).any()
     assert not torch.equal(reached[1], reached[2])
 
 
