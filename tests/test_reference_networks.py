@@ -51,7 +51,7 @@ def scores(data_dir: Path, settings: Settings, tmp_path: Path) -> Any:
 
 def test_wk17a_is_not_less_robust_than_its_exact_robustness(scores: Any) -> None:
     """MIPVerify (Tjeng, Xiao & Tedrake, ICLR 2019) decided every one of the 10,000 images by MILP: 4.38 % can be broken
-    at 0.1. Below that a projection or a count is wrong, and above 95.89 %, where their PGD stands, an attack is too weak.
+    at 0.1. Below that a projection or a count is wrong; above 95.89 %, where their PGD stands, an attack is too weak.
     """
     attack = 'name = "apgd"\nloss = "dlr-targeted"\ntargets = 3\nsteps = 20'
     row = scores(builder="wk_net", weights="mipverify_WK17a_mnist.pth", examples=10_000, eps=0.1, attack=attack)
