@@ -12,8 +12,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from benchbox import api
-from benchbox_defenses.attribution import AttributionOptions, attribute
-from benchbox_defenses.dispersion import Statistic, dispersion
+from benchbox_attributions.attribution import AttributionOptions, attribute
+from benchbox_attributions.dispersion import Statistic, dispersion
 
 EVIDENCE = "dispersion"
 BATCH = 256

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchbox import api
-from benchbox_defenses.attribution import AttributionOptions, attribute
+from benchbox_attributions.attribution import AttributionOptions, attribute
 
 WIDTH = 0.1
 """Width of the sigmoid that stands in for the ranking, in standard deviations of an image's pixel weights."""

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchbox.api import ContractError, Options
-from benchbox_defenses.attribution import attribute, needs_rng, predicted
-from benchbox_defenses.attribution_methods import Method, Saliency, attribution_method
+from benchbox_attributions.attribution import attribute, needs_rng, predicted
+from benchbox_attributions.methods import Method, Saliency, attribution_method
 from benchbox_models.resnet18 import ResNet18
 from conftest import TrainedDigits
 

@@ -19,12 +19,12 @@ from torch.nn import functional
 from benchbox.api import AttackTarget, ContractError, Examples, adversarial_loss
 from benchbox.domain import Threat
 from benchbox.testing.contracts import check_defense
+from benchbox_attributions.attribution import AttributionOptions, attribute
+from benchbox_attributions.dispersion import dispersion
+from benchbox_attributions.relu import SmoothStep
 from benchbox_defenses import benchbox_defenses
-from benchbox_defenses.attribution import AttributionOptions, attribute
 from benchbox_defenses.attribution_detector import AttributionDetector, Detecting
 from benchbox_defenses.attribution_mask import AttributionMask, Masked
-from benchbox_defenses.dispersion import dispersion
-from benchbox_defenses.relu import SmoothStep
 from conftest import TrainedDigits
 
 METHODS = ("saliency", "input-x-gradient", "integrated-gradients", "occlusion")

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchbox.api import ContractError
-from benchbox_defenses.dispersion import dispersion
-from benchbox_defenses.features import FeatureOptions, feature_members, feature_numbers, reference_images
-from benchbox_defenses.leave_one_out import LeaveOneOut, LeaveOneOutOptions
-from benchbox_defenses.units import Units, rectified_layers
+from benchbox_attributions.dispersion import dispersion
+from benchbox_attributions.features import FeatureOptions, feature_members, feature_numbers, reference_images
+from benchbox_attributions.leave_one_out import LeaveOneOut, LeaveOneOutOptions
+from benchbox_attributions.units import Units, rectified_layers
 from benchbox_models.mnist_cnn import MnistCnn
 from benchbox_models.resnet18 import ResNet18
 from conftest import TrainedDigits

@@ -13,14 +13,14 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor, nn
 
-from benchbox_defenses.features import (
+from benchbox_attributions.features import (
     FeatureOptions,
     Reference,
     feature_members,
     feature_numbers,
     reference_images,
 )
-from benchbox_defenses.units import Units
+from benchbox_attributions.units import Units
 
 MIB = 2**20
 

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from benchbox import api
-from benchbox_defenses.attribution_methods import (
+from benchbox_attributions.features import FeatureOptions, feature_numbers
+from benchbox_attributions.global_random import global_seed
+from benchbox_attributions.methods import (
     FeatureAblation,
     GradientShap,
     KernelShap,
@@ -20,8 +22,6 @@ from benchbox_defenses.attribution_methods import (
     Occlusion,
     ShapleyValueSampling,
 )
-from benchbox_defenses.features import FeatureOptions, feature_numbers
-from benchbox_defenses.global_random import global_seed
 
 ROWS_PER_PASS = 256
 """Inputs that go through the model at once where a method needs many passes of each example."""

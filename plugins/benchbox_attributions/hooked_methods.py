@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchbox import api
-from benchbox_defenses.hookable import hookable
-from benchbox_defenses.units import find_layer
+from benchbox_attributions.hookable import hookable
+from benchbox_attributions.units import find_layer
 
 COMPLETENESS = 1e-3
 """What DeepLIFT's sum may differ from the difference of logits, as a share of the largest logit."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, TypeAdapter, model_validator
 
 from benchbox import api
-from benchbox_defenses.features import FeatureOptions
+from benchbox_attributions.features import FeatureOptions
 
 
 class Saliency(api.Options):

@@ -14,10 +14,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from benchbox import api
-from benchbox_defenses import attribution_methods as methods
-from benchbox_defenses import differentiable_methods, hooked_methods, sampled_methods
-from benchbox_defenses.relevance import relevance
-from benchbox_defenses.relu import SmoothStep
+from benchbox_attributions import differentiable_methods, hooked_methods, methods, sampled_methods
+from benchbox_attributions.relevance import relevance
+from benchbox_attributions.relu import SmoothStep
 
 DIFFERENTIABLE = ("saliency", "input-x-gradient", "integrated-gradients", "occlusion")
 """Methods whose attributions have a gradient themselves (occlusion where its squares do not overlap)."""

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from benchbox_defenses.sampled_methods import ROWS_PER_PASS
+from benchbox_attributions.sampled_methods import ROWS_PER_PASS
 
 
 def saliency(model: nn.Module, x: Tensor, target: Tensor, absolute: bool, graph: bool) -> Tensor:

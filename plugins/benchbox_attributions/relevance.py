@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from benchbox import api
-from benchbox_defenses.hookable import PREFIX, add_module, hookable
+from benchbox_attributions.hookable import PREFIX, add_module, hookable
 
 _ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_"}
 _LINEAR = _ADDITIONS | {

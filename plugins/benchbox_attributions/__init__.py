@@ -1,0 +1,1 @@
+"""Attribution methods, what can be ablated, and statistics of attributions: shared by defenses, probes and figures."""
