@@ -30,6 +30,7 @@ class AutoAttack(Ensemble):
     """
 
     name = "autoattack"
+    version = 2  # that of FAB and Square, its members
     norms = ("linf", "l2", "l1")
     needs = "gradients"
     stochastic = True

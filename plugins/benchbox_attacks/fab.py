@@ -13,6 +13,7 @@ from benchbox import api
 from benchbox.api import AttackTarget, MinimumNormAttack, RowRandom, Rows, StepAttack, adversarial_loss, fooled
 from benchbox.domain import Norm, Threat
 from benchbox_attacks.balls import uniform_in_ball
+from benchbox_attacks.evaluation import choose
 from benchbox_attacks.fmn import DUAL
 from benchbox_attacks.hyperplanes import shortest_move
 from benchbox_attacks.losses import runner_up
@@ -43,6 +44,7 @@ class FAB(MinimumNormAttack, StepAttack):
     """
 
     name = "fab"
+    version = 2  # cheaper arithmetic, which rounds differently
     norms = ("linf", "l2", "l1")
     needs = "gradients"
     targeted = True
@@ -127,18 +129,22 @@ class FAB(MinimumNormAttack, StepAttack):
         gap, slope = self._boundary(point, logits, rows.y, target, threat)
         point, logits = point.detach(), logits.detach()
 
-        adversarial, distance = fooled(logits, rows.y, threat), length(point - rows.x, threat.norm)
+        back = rows.x - point
+        adversarial, distance = fooled(logits, rows.y, threat), length(back, threat.norm)
         margin = adversarial_loss(logits, rows.y, threat, "margin")
         state = self._noted(rows, point, adversarial, distance, margin) | {"target": target}
-        moved, reach = self._moved(rows.x, point, gap, slope, adversarial, threat.norm)
-        useless = adversarial & (distance > -state["loss"])
-        moved = torch.where(per_row(useless), rows.x + self.options.beta * (point - rows.x), moved)
+        share = (1 - self.options.beta) * adversarial.to(point.dtype)  # of the way back that is made first
+        base = torch.addcmul(point, per_row(share), back) if adversarial.any() else point
+        along = torch.linalg.vecdot(slope.flatten(1), back.flatten(1))
+        moved, reach = self._moved(rows.x, base, slope, -gap - share * along, -gap - along, threat.norm)
+        moved = choose(adversarial & (distance > -state["loss"]), base, moved)
         jumping = looking & (state["warm"] | (rows.restart >= self._ranks))
         if jumping.any():
-            moved = torch.where(per_row(jumping), self._begin(rows, reach, threat), moved)
+            moved = choose(jumping, self._begin(rows, reach, threat), moved)
         refining = (rows.step >= self.options.steps) & state["loss"].isfinite()
-        refined = rows.x + per_row(_share(state)) * (state["nearest"] - rows.x)
-        state["point"] = torch.where(per_row(refining), refined, moved)
+        if refining.any():
+            moved = choose(refining, rows.x + per_row(_share(state)) * (state["nearest"] - rows.x), moved)
+        state["point"] = moved
 
         missing = looking & (rank > (0 if threat.targeted else logits.shape[1] - 2))
         done = (rows.step >= self._last) | missing
@@ -146,7 +152,7 @@ class FAB(MinimumNormAttack, StepAttack):
             best, broken = state["nearest"], done & state["loss"].isfinite()
         else:
             broken = adversarial & (distance <= threat.eps)
-            best = torch.where(per_row(broken), point, rows.best)
+            best = choose(broken, point, rows.best)
         return rows.replace(best=best, broken=broken, done=done, step=rows.step + 1, state=state)
 
     def _boundary(
@@ -172,7 +178,7 @@ class FAB(MinimumNormAttack, StepAttack):
         share = torch.where(refined, _share(state), 1.0)
         failed = refined & ~adversarial
         return state | {
-            "nearest": torch.where(per_row(nearer), point, state["nearest"]),
+            "nearest": choose(nearer, point, state["nearest"]),
             "loss": torch.where(nearer, -distance, state["loss"]),
             "margin": torch.where(nearer, margin, state["margin"]),
             "inside": torch.where(failed, share, torch.where(nearer, state["inside"] / share, state["inside"])),
@@ -180,16 +186,17 @@ class FAB(MinimumNormAttack, StepAttack):
         }
 
     def _moved(
-        self, x: Tensor, point: Tensor, gap: Tensor, slope: Tensor, adversarial: Tensor, norm: Norm
+        self, x: Tensor, base: Tensor, slope: Tensor, gain: Tensor, clean_gain: Tensor, norm: Norm
     ) -> tuple[Tensor, Tensor]:
-        """The next point (§3.2), and how far (n,) the boundary is from the clean input, were the model linear."""
-        base = torch.where(per_row(adversarial), x + self.options.beta * (point - x), point)
-        move = shortest_move(base, slope, -gap - (slope * (base - point)).flatten(1).sum(1), norm)
-        clean = shortest_move(x, slope, -gap - (slope * (x - point)).flatten(1).sum(1), norm)
+        """The next point (§3.2), and how far (n,) the boundary is from the clean input, were the model linear.
+
+        The boundary is where the lead has gained ``gain`` (n,) from ``base``, ``clean_gain`` from ``x``.
+        """
+        move, clean = shortest_move(base, slope, gain, norm), shortest_move(x, slope, clean_gain, norm)
         here, reach = length(move, norm), length(clean, norm)
         ratio = here / (here + reach).clamp_min(torch.finfo(x.dtype).tiny)
         bias, eta = per_row(ratio.clamp_max(self.options.alpha_max)), self.options.eta
-        return ((1 - bias) * (base + eta * move) + bias * (x + eta * clean)).clamp(0.0, 1.0), reach
+        return torch.add(base, move, alpha=eta).lerp_(torch.add(x, clean, alpha=eta), bias).clamp_(0.0, 1.0), reach
 
     def _begin(self, rows: Rows, reach: Tensor, threat: Threat) -> Tensor:
         """Where rows go from the clean input: to a given point, or to a random one half of the ``reach`` (n,) off."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from benchbox.domain import Norm
+from benchbox_attacks.evaluation import choose
 
 
 def length(change: Tensor, norm: Norm) -> Tensor:
@@ -15,8 +16,7 @@ def length(change: Tensor, norm: Norm) -> Tensor:
     if norm == "l0":
         return (change != 0).flatten(1).sum(1).to(change.dtype)
     if norm == "linf":
-        least, most = change.flatten(1).aminmax(dim=1)  # vector_norm takes several times as long
-        return torch.maximum(most, -least)
+        return change.flatten(1).abs().amax(1)  # vector_norm and aminmax take ten times as long on a CPU
     return torch.linalg.vector_norm(change.flatten(1), ord={"l2": 2.0, "l1": 1.0}[norm], dim=1)
 
 
@@ -50,5 +50,5 @@ class Nearest:
         """Keep each ``point`` that is ``adversarial`` (bool (n,), from the pass made on this very point) and nearer."""
         distance = length(point - self.x, self.norm)
         nearer = adversarial & (distance < self.distance)
-        self.best = torch.where(per_row(nearer), point, self.best)
+        self.best = choose(nearer, point, self.best)
         self.distance = torch.where(nearer, distance, self.distance)
