@@ -97,7 +97,7 @@ def test_equal_maps_are_as_alike_as_can_be(reduction: str) -> None:
 
 def test_maps_that_have_nothing_in_common() -> None:
     one, other = torch.zeros(2, 1, 4, 5, dtype=torch.float64)
-    one[0, 0, 0], other[0, 3, 4] = torch.tensor([1.0, 0, 0, 0, 2]), 1.0
+    one[0, 0], other[0, 3, 3:] = torch.tensor([1.0, 0, 0, 0, 2]), 1.0
 
     found = {name: values.item() for name, values in similarity(one[None], other[None]).items()}
 
