@@ -77,12 +77,15 @@ def _value(
 
     with global_seed(side.seed), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = metric(
-            model=side.network, x_batch=image.numpy(force=True), y_batch=target.numpy(force=True),
-            a_batch=phi.numpy(force=True), channel_first=True, explain_func=explain, device=str(image.device),
-        )  # fmt: skip
+        try:
+            found = metric(
+                model=side.network, x_batch=image.numpy(force=True), y_batch=target.numpy(force=True),
+                a_batch=phi.numpy(force=True), channel_first=True, explain_func=explain, device=str(image.device),
+            )  # fmt: skip
+        except Exception as error:
+            raise ContractError(f"Quantus: {name} raised {type(error).__name__}: {error}") from error
     value: Any = found[0] if isinstance(found, list) and len(found) == 1 else None
-    if not isinstance(value, Real):
+    if not isinstance(value, Real | np.bool_):
         raise ContractError(
             f"Quantus: {name} does not give one number per example. Where its options can aggregate "
             "(return_auc_per_sample = true, return_average_sensitivity = true), ask for that; else leave it out"

@@ -77,7 +77,7 @@ def test_what_speaks_for_a_feature_is_spread_over_its_values(method: str, linear
 
     residual = quality.completeness_residual(linear, images, TARGET, quality.contributions(chosen, phi, images))
 
-    assert residual.tolist() == pytest.approx([0] * 5, abs=1e-6)  # kernel-shap solves a regression in float32
+    assert residual.tolist() == pytest.approx([0] * 5, abs=1e-5)  # captum's samplers add up in float32
 
 
 def test_the_completeness_residual_is_what_is_missing(linear: Linear, images: torch.Tensor) -> None:
@@ -99,7 +99,8 @@ def test_the_contributions_of_a_linear_model_have_no_infidelity(linear: Linear, 
     scaled = quality.infidelities(linear, images, target, 2 * share, masks, scaled=True)
 
     inside = torch.einsum("nchw,mhw->nm", share, masks.double())
-    assert exact.tolist() == scaled.tolist() == pytest.approx([0] * 5, abs=1e-12)
+    assert exact.tolist() == pytest.approx([0] * 5, abs=1e-12)
+    assert scaled.tolist() == pytest.approx([0] * 5, abs=1e-12)
     assert doubled.tolist() == pytest.approx(inside.square().mean(1).tolist())
 
 
@@ -219,16 +220,15 @@ def test_batches_change_nothing(batch_size: int, trained_digits: Any) -> None:
         assert found[subject] == pytest.approx(values, rel=1e-6, abs=1e-9, nan_ok=True), subject
 
 
-def test_the_integrated_gradient_explains_better_than_a_reversed_one(trained_digits: Any) -> None:
-    """Completeness, and the order of pixels by a good method against the order of the true class's opposite."""
-    examples = trained_digits.test.head(40)
+def test_integrated_gradients_are_complete_and_find_the_pixels_that_matter(trained_digits: Any) -> None:
+    examples = trained_digits.test.head(30)
     found = measure(
-        trained_digits.model, examples,
+        trained_digits.model, examples, samples=1,
         attributions=[{"method": "integrated-gradients", "steps": 200}, {"method": "guided-backprop"}],
     )  # fmt: skip
 
     whole = found["*"]
-    assert whole["examples"] == 40
+    assert whole["examples"] == 30
     assert whole["integrated-gradients(steps=200):clean.completeness-residual.median"] < 0.05
     assert "guided-backprop:clean.completeness-residual.median" not in whole
     insertion, deletion = (
@@ -288,7 +288,7 @@ class TestQuantus:
         wanted = {
             "FaithfulnessCorrelation": {"nr_runs": 10, "subset_size": 16},
             "MaxSensitivity": {"nr_samples": 3},
-            "PixelFlipping": {"features_in_step": 8, "return_auc_per_sample": True},
+            "FaithfulnessEstimate": {"features_in_step": 8},
             "Completeness": {"abs": False},
         }
         one, two = (
