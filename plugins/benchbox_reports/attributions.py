@@ -57,10 +57,12 @@ class Attributions(Report):
             keys = {row.key for row in rows}
             page = out / f"{self.name}-{re.sub(r'[^A-Za-z0-9.]+', '-', stem)}.md"
             parts, figures = [f"# Attributions: {markdown_text(_threat(stem, rows))}", INTRODUCTION], list[Path]()
-            for probe, row, _, found in measured:
+            for probe, row, tag, found in measured:
                 if row.key in keys:
                     figure = page.with_name(f"{page.stem}-{len(figures) + 1}.{self.options.format}")
-                    heading = f"{labels.system(row.cell).line}, {labels.attack(row.cell)}{_seed(row)}"
+                    twins = {other for _, one, other, _ in measured if one.key == row.key and other.startswith(probe)}
+                    options = f", {tag}" if len(twins) > 1 else ""
+                    heading = f"{labels.system(row.cell).line}, {labels.attack(row.cell)}{_seed(row)}{options}"
                     parts += self._section(probe, heading, found, figure)
                     figures.append(figure)
             page.write_text("\n\n".join(parts) + "\n", encoding="utf-8")

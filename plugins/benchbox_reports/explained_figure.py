@@ -52,7 +52,7 @@ def _panel(ax: Any, found: Explained, name: str) -> None:
     drawn = {key: values for key, values in found.values.items() if key[2] == name}
     for place, method in enumerate(found.methods):
         for number, side in enumerate(SIDES):
-            values = drawn.get((method, side, name), ())
+            values = drawn.get((method, side, name), np.array([]))
             if len(values):
                 middles.append(float(np.median(values)))
                 _box(ax, values, place + 0.2 * (2 * number - 1), COLOURS[number])

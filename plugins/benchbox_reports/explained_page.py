@@ -11,9 +11,10 @@ from benchbox_reports.explained import Explained
 from benchbox_reports.explained_figure import BETTER
 
 INTRODUCTION = (
-    "Arrows lead from the median over all clean inputs to the median over the adversarial inputs that misled the model; "
-    "in brackets is the AUROC, the chance that a misled input has the higher value than a clean one: 0.5 tells nothing, "
-    "and 0 as much as 1. An AUROC against an attack that does not know of a statistic says nothing about one that does."
+    "Arrows lead from the median over all clean inputs to the median over the adversarial inputs that misled the "
+    "model; in brackets is the AUROC, the chance that a misled input has the higher value than a clean one: 0.5 tells "
+    "nothing, and 0 as much as 1. An AUROC against an attack that does not know of a statistic says nothing about one "
+    "that does."
 )
 SIMILARITY = "How alike the attributions of a clean input and of its adversarial version are: medians over the misled."
 UNDEFINED = "–"
