@@ -556,7 +556,10 @@ class Probe(Plugin):
 
     @abstractmethod
     def measure(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> Mapping[str, Mapping[str, float]]:
-        """Return values by subject (``model``, a layer, ``layer:channel``, an example's index) and name."""
+        """Return values by subject (``model``, a layer, ``layer:channel``, an example's index) and name.
+
+        The subject ``*`` is for what holds for all layers or examples together.
+        """
 
 
 class Metric(Plugin):

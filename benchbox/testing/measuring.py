@@ -104,7 +104,7 @@ def _check_subject(judge: Judge, axis: str, subject: Any, count: int) -> None:
             "model": subject == "model",
             "layer": subject not in ("", "model"),
             "neuron": ":" in subject,
-            "example": subject.isdecimal() and int(subject) < count,
+            "example": subject == "*" or (subject.isdecimal() and int(subject) < count),
         }[axis]
     )
     judge.require(fits, f"has the subject {subject!r}, which is no {axis}; see api.Probe.measure")

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 @hookimpl
 def benchbox_probes() -> list[type[Probe]]:
+    from benchbox_probes.attribution_quality import AttributionQuality
+    from benchbox_probes.attribution_statistics import AttributionStatistics
     from benchbox_probes.gradient_norms import GradientNorms
     from benchbox_probes.neuron_sensitivity import NeuronSensitivity
     from benchbox_probes.noise_flatness import NoiseFlatness
@@ -19,4 +21,7 @@ def benchbox_probes() -> list[type[Probe]]:
     from benchbox_probes.weight_norms import WeightNorms
     from benchbox_probes.weight_sensitivity import WeightSensitivity
 
-    return [GradientNorms, NeuronSensitivity, NoiseFlatness, WeightDensity, WeightNorms, WeightSensitivity]
+    return [
+        AttributionQuality, AttributionStatistics, GradientNorms, NeuronSensitivity, NoiseFlatness, WeightDensity,
+        WeightNorms, WeightSensitivity,
+    ]  # fmt: skip

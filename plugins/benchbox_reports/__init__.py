@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 @hookimpl
 def benchbox_reports() -> list[type[Report]]:
     from benchbox_reports.accuracy_curves import AccuracyCurves
+    from benchbox_reports.attributions import Attributions
     from benchbox_reports.heat_map import HeatMap
     from benchbox_reports.neurons import Neurons
     from benchbox_reports.noise_report import NoiseScores
@@ -20,4 +21,4 @@ def benchbox_reports() -> list[type[Report]]:
     from benchbox_reports.synaptic_report import SynapticScores
     from benchbox_reports.transfer_matrix import TransferMatrix
 
-    return [AccuracyCurves, HeatMap, Neurons, NoiseScores, Sweeps, SynapticScores, TransferMatrix]
+    return [AccuracyCurves, Attributions, HeatMap, Neurons, NoiseScores, Sweeps, SynapticScores, TransferMatrix]
