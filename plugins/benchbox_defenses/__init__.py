@@ -21,11 +21,12 @@ def benchbox_defenses() -> list[type[Defense]]:
     from benchbox_defenses.lesci import LesciDefense
     from benchbox_defenses.lid import LocalDimension
     from benchbox_defenses.mahalanobis_features import MahalanobisFeatures
+    from benchbox_defenses.ml_loo import MlLoo
     from benchbox_defenses.pca_bottleneck import PcaBottleneck
     from benchbox_defenses.pixel_deflection import PixelDeflection
     from benchbox_defenses.vector_quantisation import VectorQuantisation
 
     return [
         AttributionDetector, AttributionMask, ConfidenceDetector, FeatureSqueezing, InputTransform, KernelDensity,
-        LesciDefense, LocalDimension, MahalanobisFeatures, PcaBottleneck, PixelDeflection, VectorQuantisation,
+        LesciDefense, LocalDimension, MahalanobisFeatures, MlLoo, PcaBottleneck, PixelDeflection, VectorQuantisation,
     ]  # fmt: skip

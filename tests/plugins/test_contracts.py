@@ -65,6 +65,11 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "mahalanobis-features": [{}, {"layer": "0"}],
     "kernel-density": [{}, {"layer": "3", "width": 1.0}],
     "lid": [{"references": 20, "k": 5}, {"references": 20, "k": 5, "layers": ["1", "5"]}],
+    "ml-loo": [
+        {"fpr": 0.1},
+        {"statistics": ["std", "mad"], "scaling": True, "samples": 9, "fpr": 0.1, "skip_unchanged": True},
+        {"form": "single", "statistics": ["std"], "reference": "blur", "samples": 100, "fpr": 0.1},
+    ],
     "feature-squeezing": [{"bits": 3}, {"bits": 0, "window": 3}],
     "input-transform": [{"transform": transform} for transform in ("jpeg", "blur", "median", "bit-depth")],
     "pgd": [{"steps": 5}, {"steps": 3, "restarts": 2, "loss": "margin"}],
