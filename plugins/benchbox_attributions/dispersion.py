@@ -50,11 +50,11 @@ def _skewness(values: Tensor) -> Tensor:
 
 
 def _iqr(values: Tensor) -> Tensor:
-    return _quantile(values, 0.75) - _quantile(values, 0.25)
+    return quantile(values, 0.75) - quantile(values, 0.25)
 
 
 def _mad(values: Tensor) -> Tensor:
-    return _quantile((values - _quantile(values, 0.5)[:, None]).abs(), 0.5)
+    return quantile((values - quantile(values, 0.5)[:, None]).abs(), 0.5)
 
 
 def _standardised(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,7 +68,7 @@ def _standardised(values: Tensor) -> tuple[Tensor, Tensor]:
     return centred / torch.where(spread, variance, 1.0).sqrt()[:, None], spread
 
 
-def _quantile(values: Tensor, q: float) -> Tensor:
+def quantile(values: Float[Tensor, "n d"], q: float) -> Float[Tensor, " n"]:
     """Linear interpolation, as numpy.quantile; torch.quantile refuses large batches.
 
     The slope is spread over the neighbouring ranks: by itself a quantile depends on two values only, and an attacker
