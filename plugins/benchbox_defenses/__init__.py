@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 @hookimpl
 def benchbox_defenses() -> list[type[Defense]]:
+    from benchbox_defenses.attribution_anomaly import AttributionAnomaly
+    from benchbox_defenses.attribution_consistency import AttributionConsistency
     from benchbox_defenses.attribution_detector import AttributionDetector
+    from benchbox_defenses.attribution_ensemble import AttributionEnsemble
     from benchbox_defenses.attribution_mask import AttributionMask
     from benchbox_defenses.confidence_detector import ConfidenceDetector
     from benchbox_defenses.feature_squeezing import FeatureSqueezing
@@ -27,6 +30,7 @@ def benchbox_defenses() -> list[type[Defense]]:
     from benchbox_defenses.vector_quantisation import VectorQuantisation
 
     return [
-        AttributionDetector, AttributionMask, ConfidenceDetector, FeatureSqueezing, InputTransform, KernelDensity,
-        LesciDefense, LocalDimension, MahalanobisFeatures, MlLoo, PcaBottleneck, PixelDeflection, VectorQuantisation,
+        AttributionAnomaly, AttributionConsistency, AttributionDetector, AttributionEnsemble, AttributionMask,
+        ConfidenceDetector, FeatureSqueezing, InputTransform, KernelDensity, LesciDefense, LocalDimension,
+        MahalanobisFeatures, MlLoo, PcaBottleneck, PixelDeflection, VectorQuantisation,
     ]  # fmt: skip

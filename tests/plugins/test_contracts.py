@@ -49,6 +49,19 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"method": "integrated-gradients", "steps": 4, "statistic": "kurtosis"},
         {"method": "occlusion", "window": 2, "fpr": 0.2},
     ],
+    "attribution-anomaly": [
+        {"anomaly": "z-score"},
+        {"anomaly": "mahalanobis", "attribution": {"method": "deep-lift"}, "least": 2},
+        {"anomaly": "isolation-forest", "statistics": ["gini", "l1"]},
+        {"anomaly": "local-outlier-factor", "attribution": {"method": "noise-tunnel", "samples": 3}},
+        {"anomaly": "one-class-svm", "attribution": {"method": "saliency"}},
+    ],
+    "attribution-consistency": [
+        {"transform": "jpeg"},
+        {"transform": "blur", "measure": "spearman", "attribution": {"method": "integrated-gradients", "steps": 4}},
+        {"transform": "bit-depth", "bits": 2, "measure": "top-iou", "attribution": {"method": "saliency"}},
+    ],
+    "attribution-ensemble": [{"eps": 0.2}, {"eps": 0.2, "combine": "logistic-regression", "attack": "pgd"}],
     "lesci": [
         {"rank": 16, "k": 5},
         {"layer": "1", "rank": 20, "k": 7, "threshold": 0.7, "output": "exemplar", "surrogate": "bpda"},
