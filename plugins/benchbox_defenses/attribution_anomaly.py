@@ -19,6 +19,8 @@ from benchbox_defenses.map_statistics import Judge, Judged, MapStatistics, Stati
 NAME = "attribution-anomaly"
 NEIGHBOURS = 20  # of the local outlier factor, as its authors advise for a start
 OUTLIERS = 0.1  # the share of clean images outside the one-class support vector machine's border
+LEAST = 1e-6
+"""Variances below this share of their mean are rounding: where the shrinkage of few images is none."""
 
 Anomaly = Literal["z-score", "mahalanobis", "isolation-forest", "local-outlier-factor", "one-class-svm"]
 
@@ -105,7 +107,8 @@ def _gaussian(z: Float[Tensor, "m f"]) -> tuple[Float[Tensor, " f"], Float[Tenso
     if bool((z == z[0]).all()):
         return mean, torch.zeros(z.shape[1], z.shape[1], dtype=z.dtype, device=z.device)
     fitted = LedoitWolf().fit(z.cpu().numpy())
-    return mean, torch.linalg.cholesky(torch.as_tensor(fitted.precision_)).to(z)
+    values, vectors = torch.linalg.eigh(torch.as_tensor(fitted.covariance_).to(z))
+    return mean, vectors / values.clamp_min(LEAST * values.mean()).sqrt()
 
 
 def _estimator(anomaly: Anomaly, count: int) -> Any:
@@ -138,7 +141,7 @@ class AttributionAnomaly(api.Defense):
         attribution: Method = Field(InputXGradient(), description="the attribution method, with its options")
         anomaly: Anomaly = Field("mahalanobis", description="what measures how unusual the statistics are")
         least: int = Field(
-            30, ge=2, description="images of a predicted class that are enough for a fit of its own; others are pooled"
+            30, ge=10, description="images of a predicted class that are enough for a fit of its own; others are pooled"
         )
 
     options: Options

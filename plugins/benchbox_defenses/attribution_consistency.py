@@ -32,7 +32,7 @@ class Explained(Scored):
 
     def assess(self, x: Float[Tensor, "n c h w"]) -> tuple[Float[Tensor, "n k"], Float[Tensor, " n"]]:
         logits = self.model(x.clone())  # the clone survives a model that begins in place
-        score = 1 - similarity(*self._pair(x.detach()), self.options.reduction)[self.options.measure]
+        score = self._apart(*self._pair(x.detach()), self.options.measure)
         if torch.is_grad_enabled() and x.requires_grad:
             score = with_slope(score, x, self._stand_in, IMAGES)
         return logits, score
@@ -41,9 +41,11 @@ class Explained(Scored):
         """Ranks and places have no slope: Pearson's correlation and the cosine of magnitudes have."""
         one, other = self._pair(x, graph=True)
         if self.options.measure == "top-iou":
-            return 1 - similarity(one.abs(), other.abs(), self.options.reduction)["cosine"]
-        measure = "pearson" if self.options.measure == "spearman" else "cosine"
-        return 1 - similarity(one, other, self.options.reduction)[measure]
+            return self._apart(one.abs(), other.abs(), "cosine")
+        return self._apart(one, other, "pearson" if self.options.measure == "spearman" else "cosine")
+
+    def _apart(self, one: Tensor, other: Tensor, measure: str) -> Float[Tensor, " n"]:
+        return 1 - similarity(one, other, self.options.reduction, [measure])[measure]
 
     def _pair(self, x: Tensor, graph: bool = False) -> tuple[Tensor, Tensor]:
         method = self.options.attribution

@@ -107,4 +107,3 @@ class Judged(Scored):
 
     def _stand_in(self, x: Tensor) -> Tensor:
         return self.judge.stand_in(self.features(x, graph=True), predicted(self.model, x))
-

@@ -51,7 +51,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     ],
     "attribution-anomaly": [
         {"anomaly": "z-score"},
-        {"anomaly": "mahalanobis", "attribution": {"method": "deep-lift"}, "least": 2},
+        {"anomaly": "mahalanobis", "attribution": {"method": "deep-lift"}, "least": 10},
         {"anomaly": "isolation-forest", "statistics": ["gini", "l1"]},
         {"anomaly": "local-outlier-factor", "attribution": {"method": "noise-tunnel", "samples": 3}},
         {"anomaly": "one-class-svm", "attribution": {"method": "saliency"}},
