@@ -85,10 +85,14 @@ class LeaveOneOut:
         units, _ = self.units.read(perturbed, predicted.repeat_interleave(count))
         return intact[:, :, None] - units.view(len(x), count, -1).transpose(1, 2)
 
-    def changed(self, x: Float[Tensor, "n c h w"]) -> Bool[Tensor, "n features"]:
-        """Which features differ from what would stand in their place; without the others no unit can change."""
-        reference = reference_images(x, self.options.reference, self.options, self.mean)
-        return _changed(x.flatten(1), reference.flatten(1), self._members(x))
+    def changed(self, x: Float[Tensor, "n c h w"], least: float = 0.0) -> Bool[Tensor, "n features"]:
+        """Which features differ from what would stand in their place, in some value by more than ``least``.
+
+        Taking another one away changes little, or with 0 nothing.
+        """
+        reference = reference_images(x, self.options.reference, self.options, self.mean).flatten(1)
+        same = torch.where((x.flatten(1) - reference).abs() <= least, reference, x.flatten(1))
+        return _changed(same, reference, self._members(x))
 
     def _of_group(
         self, x: Float[Tensor, "n c h w"], intact: Float[Tensor, "n units"], predicted: Int[Tensor, " n"]

@@ -31,7 +31,7 @@ class WidelySpread(Scored):
     """
 
     remedy = (
-        "where most of an image equals the reference iqr and mad collapse: set skip_unchanged = true, use the "
+        "where most of an image equals the reference iqr and mad collapse: set skip_below = 0, use the "
         "statistic std, or read other units"
     )
 
@@ -85,8 +85,12 @@ class MlLoo(api.Defense):
             description="what measures the spread; each gives a feature per unit",
         )
         scaling: bool = Field(False, description="give features mean 0 and variance 1 before the regression")
-        skip_unchanged: bool = Field(
-            False, description="leave out what equals the reference (on MNIST most pixels) instead of counting zeros"
+        skip_below: float | None = Field(
+            None,
+            ge=0,
+            le=1,
+            description="leave out what differs from the reference by no more than this (0: what equals it, on MNIST "
+            "most pixels), instead of counting attributions that are zero by construction",
         )
         held_out: int = Field(1000, ge=1, description="clean images, at most, that the threshold is fixed on")
         samples: int = Field(64, ge=1, description="features of an image that the surrogate's gradient is made of")
@@ -119,7 +123,7 @@ class MlLoo(api.Defense):
         fit, held_out = halves(model, calibration, self.name)
         mean = calibration.images.mean(0) if options.reference == "mean" else None
         loo = LeaveOneOut(model, self._units(model, fit), options, mean)
-        features = UnitDispersion(loo, options.statistics, options.skip_unchanged, options.samples)
+        features = UnitDispersion(loo, options.statistics, options.skip_below, options.samples)
         if options.form == "single":
             protected = WidelySpread(model, features)
         else:

@@ -54,7 +54,7 @@ def fit_regression(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the folds of an extreme C; what is chosen is validated
         warnings.simplefilter("ignore", FutureWarning)
-        found = LogisticRegressionCV(max_iter=1000).fit(scaler.transform(x), y)
+        found = LogisticRegressionCV(scoring="accuracy", max_iter=1000).fit(scaler.transform(x), y)
     weight = torch.as_tensor(found.coef_[0] / (scaler.scale_ if scaling else 1.0))
     intercept = float(found.intercept_[0]) - (float(weight @ torch.as_tensor(scaler.mean_)) if scaling else 0.0)
     return Regression(weight.to(clean.device), intercept)

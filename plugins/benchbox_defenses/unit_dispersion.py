@@ -16,14 +16,17 @@ from benchbox_attributions.leave_one_out import LeaveOneOut
 class UnitDispersion:
     """``features(x)`` gives (n, statistics · units): all units in the first statistic, then all in the second, …
 
-    A constant attribution has dispersion 0, one with a value that is not finite has NaN. With ``skip_unchanged`` the
-    parts of an image that equal the reference, whose attribution is 0 by construction, are not counted.
+    A constant attribution has dispersion 0, one with a value that is not finite has NaN. Parts of an image
+    that differ from the reference by no more than ``skip_below`` (whose attribution is about 0 by construction) are not
+    counted; where it is None all are.
     """
 
-    def __init__(self, loo: LeaveOneOut, statistics: Sequence[Statistic], skip_unchanged: bool, samples: int) -> None:
+    def __init__(
+        self, loo: LeaveOneOut, statistics: Sequence[Statistic], skip_below: float | None, samples: int
+    ) -> None:
         """``samples``: how many of an image's features :meth:`sampled` looks at."""
         self.loo, self.statistics = loo, tuple(statistics)
-        self.skip_unchanged, self.samples = skip_unchanged, samples
+        self.skip_below, self.samples = skip_below, samples
 
     def __call__(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n f"]:
         """Without a graph, from all features, in as much memory as the options of leave-one-out allow."""
@@ -46,13 +49,13 @@ class UnitDispersion:
         return self._spread(self.loo.sampled(x, chosen), list(counted.gather(1, chosen)))
 
     def _counted(self, x: Tensor) -> Bool[Tensor, "n features"]:
-        changed = self.loo.changed(x)
-        return changed if self.skip_unchanged else torch.ones_like(changed)
+        changed = self.loo.changed(x, self.skip_below or 0.0)
+        return torch.ones_like(changed) if self.skip_below is None else changed
 
     def _spread(
         self, differences: Float[Tensor, "n units k"], counted: Sequence[Bool[Tensor, " k"]]
     ) -> Float[Tensor, "n f"]:
-        if not self.skip_unchanged or not len(differences):
+        if self.skip_below is None or not len(differences):
             return self._dispersions(differences)
         rows = zip(differences[:, None], counted, strict=True)  # each has another number of parts that count
         return torch.cat([self._dispersions(row[:, :, keep]) for row, keep in rows])

@@ -80,7 +80,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "lid": [{"references": 20, "k": 5}, {"references": 20, "k": 5, "layers": ["1", "5"]}],
     "ml-loo": [
         {"fpr": 0.1},
-        {"statistics": ["std", "mad"], "scaling": True, "samples": 9, "fpr": 0.1, "skip_unchanged": True},
+        {"statistics": ["std", "mad"], "scaling": True, "samples": 9, "fpr": 0.1, "skip_below": 0.0},
         {"form": "single", "statistics": ["std"], "reference": "blur", "samples": 100, "fpr": 0.1},
     ],
     "feature-squeezing": [{"bits": 3}, {"bits": 0, "window": 3}],
