@@ -22,7 +22,7 @@ class PairOptions(api.Options):
     """How the adversarial inputs are made that a detector learns from."""
 
     attack: Literal["pgd", "nearest", "both"] = Field(
-        "both",
+        "nearest",
         description="what the detector learns from: PGD in L-inf; the points nearest to the image, on the way to those "
         "of PGD, that are still misclassified; or in turn the one and the other",
     )

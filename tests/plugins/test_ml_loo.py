@@ -182,8 +182,8 @@ def test_with_all_features_the_slope_is_that_of_finite_differences() -> None:
     assert torch.autograd.gradcheck(protected.surrogate(), x[:3].clone().requires_grad_(), atol=1e-5)
 
 
-@pytest.mark.parametrize("samples", [8, 32])
-def test_a_sample_points_where_everything_points(trained_digits: TrainedDigits, samples: int) -> None:
+@pytest.mark.parametrize(("samples", "least"), [(8, 0.2), (32, 0.6)])
+def test_a_sample_points_where_everything_points(trained_digits: TrainedDigits, samples: int, least: float) -> None:
     options = {"form": "single", "statistics": ["std"], "units": ["predicted-logit"]}
     x = trained_digits.test.images[:40]
 
@@ -196,7 +196,7 @@ def test_a_sample_points_where_everything_points(trained_digits: TrainedDigits, 
 
     cosine = nn.functional.cosine_similarity(slope(samples), slope(64))
 
-    assert cosine.mean() > 0.5
+    assert cosine.mean() > least
 
 
 # ------------------------------------------------------------------------------------------------ what is learnt
@@ -272,23 +272,29 @@ def area(protected: Protected, clean: Tensor, adversarial: Tensor) -> float:
     return float(roc_auc_score([0] * len(low) + [1] * len(high), torch.cat([low, high])))
 
 
-def test_many_units_tell_more_than_integrated_gradients(trained_digits: TrainedDigits) -> None:
-    """The published order, on three attacks of which none is the one that the pairs come from."""
+def test_many_units_tell_more_than_integrated_gradients_but_not_to_who_knows_them(
+    trained_digits: TrainedDigits,
+) -> None:
+    """The published order, on three attacks of which none is the one that the pairs come from; and what it is worth."""
     model, test = trained_digits.model, trained_digits.test.head(120)
     attacks = [
-        (PGD(PGD.Options(steps=1, random_start=False)), Threat("linf", 0.2)),
-        (PGD(PGD.Options(steps=20)), Threat("linf", 0.2)),
-        (CarliniWagner(CarliniWagner.Options(steps=40, search_steps=3)), Threat("l2", math.inf)),
+        (PGD(PGD.Options(steps=1, random_start=False)), Threat("linf", 0.2), 0.9),
+        (PGD(PGD.Options(steps=20)), Threat("linf", 0.2), 0.9),
+        (CarliniWagner(CarliniWagner.Options(steps=40, search_steps=3)), Threat("l2", math.inf), 0.7),
     ]
     loo = protect(MlLoo, model, trained_digits.calibration, eps=0.2)
     ig = protect(AttributionDetector, model, trained_digits.calibration, method="integrated-gradients", statistic="iqr")
 
-    for attack, threat in attacks:
+    for attack, threat, least in attacks:
         adversarial = attacked(model, test, attack, threat)
 
         assert len(adversarial) > 40
-        assert area(loo, test.images, adversarial) > area(ig, test.images, adversarial) + 0.05
-        assert area(loo, test.images, adversarial) > 0.9
+        assert area(loo, test.images, adversarial) > area(ig, test.images, adversarial) + 0.1
+        assert area(loo, test.images, adversarial) > least
+
+    oblivious, adaptive = successes(loo, model, test.head(20), eps=0.2, steps=40)
+    assert oblivious < 0.4
+    assert adaptive > oblivious + 0.3
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -297,7 +303,7 @@ def test_an_attack_that_knows_the_detector_passes_it_more_often(
 ) -> None:
     protected = protect(MlLoo, trained_digits.model, trained_digits.calibration, **form)
 
-    oblivious, adaptive = successes(protected, trained_digits.model, trained_digits.test.head(40), eps=0.2, steps=20)
+    oblivious, adaptive = successes(protected, trained_digits.model, trained_digits.test.head(20), eps=0.3, steps=40)
 
     assert adaptive > oblivious + 0.1
 
@@ -324,7 +330,7 @@ def test_the_surrogates_rejected_column_wins_exactly_when_the_input_is_refused(
     ("options", "message"),
     [
         ({"units": ["layer:conv9"]}, "the model has no layer 'conv9'. Its layers: '0', '1', '2'"),
-        ({"fpr": 0.001}, "200 calibration images are too few to fix a false-positive rate of 0.001: 1000 are needed"),
+        ({"fpr": 0.001}, r"\d+ calibration images are too few to fix a false-positive rate of 0.001: 1000 are needed"),
         ({"eps": 1e-6}, r"ml-loo: PGD with eps = 1e-06 and 10 steps fools the model on \d of \d+ calibration images"),
     ],
 )
