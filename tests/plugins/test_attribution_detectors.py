@@ -23,7 +23,7 @@ from benchbox.api import ContractError, Defense, Examples
 from benchbox_attributions.attribution import attribute
 from benchbox_attributions.methods import InputXGradient, Saliency
 from benchbox_attributions.statistics import statistics
-from benchbox_defenses.adversarial_pairs import pgd
+from benchbox_defenses.adversarial_pairs import nearest, pgd
 from benchbox_defenses.attribution_anomaly import NEIGHBOURS, OUTLIERS, AttributionAnomaly, Gaussians
 from benchbox_defenses.attribution_consistency import AttributionConsistency
 from benchbox_defenses.attribution_ensemble import AttributionEnsemble
@@ -88,7 +88,7 @@ def test_a_feature_that_hardly_ever_changes_is_measured_by_its_standard_deviatio
 
     judge = Gaussians([clean], torch.zeros(1, dtype=torch.int64), largest=True)
 
-    assert judge.spread[0, 1:].tolist() == [float(clean[:, 1].std(correction=0)), 1.0]
+    assert judge.spread[0, 1:].tolist() == pytest.approx([float(clean[:, 1].std(correction=0)), 1.0])
 
 
 def test_mahalanobis_distances_are_scikit_learns() -> None:
@@ -188,22 +188,25 @@ def test_new_clean_images_are_refused_about_as_often_as_stated(
 
     refused = protected.rejects(protected.evidence(trained_digits.test.images)).float().mean()
 
-    assert 0.1 < refused < 0.3
+    ties = detector[1].get("measure") == "top-iou"  # a handful of values, of which none may be refused in part
+    assert (0.03 if ties else 0.1) < refused < 0.3
 
 
 @pytest.mark.parametrize(
-    ("detector", "least"),
+    ("detector", "attack", "least"),
     [
-        ((AttributionAnomaly, {"anomaly": "mahalanobis", "attribution": {"method": "saliency"}}), 0.7),
-        ((AttributionConsistency, {"transform": "blur"}), 0.6),
-        ((AttributionEnsemble, {"eps": 0.15}), 0.8),
+        ((AttributionAnomaly, {}), "pgd", 0.95),
+        ((AttributionAnomaly, {"attribution": {"method": "saliency"}}), "pgd", 0.6),  # blind to black becoming grey
+        ((AttributionConsistency, {}), "nearest", 0.75),  # at the boundary JPEG turns predictions; far beyond it not
+        ((AttributionEnsemble, {"eps": 0.15}), "pgd", 0.95),
     ],
 )
 def test_adversarial_images_score_higher_than_clean_ones(
-    trained_digits: TrainedDigits, detector: Detector, least: float
+    trained_digits: TrainedDigits, detector: Detector, attack: str, least: float
 ) -> None:
     model, test = trained_digits.model, trained_digits.test.head(150)
     adversarial = pgd(model, test.images, test.labels, eps=0.15, steps=10)
+    adversarial = nearest(model, test.images, adversarial, test.labels) if attack == "nearest" else adversarial
     adversarial = adversarial[model(adversarial).argmax(1) != test.labels]
     protected = protect(detector[0], model, trained_digits.calibration, **detector[1])
 

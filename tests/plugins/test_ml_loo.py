@@ -220,12 +220,13 @@ def test_pairs_are_correct_and_misclassified_and_within_eps(trained_digits: Trai
     assert {"pgd": distance.min() > 0.19, "nearest": distance.median() < 0.15, "both": True}[attack]
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("scaling", [False, True])
 def test_the_regression_is_scikit_learns(scaling: bool) -> None:
     rng = np.random.default_rng(0)
     clean, adversarial, new = rng.normal(0, 1, (60, 5)), rng.normal(0.7, 2, (60, 5)), rng.normal(0, 1, (9, 5))
     scaler = StandardScaler(with_mean=scaling, with_std=scaling).fit(np.vstack([clean, adversarial]))
-    reference = LogisticRegressionCV(max_iter=1000)
+    reference = LogisticRegressionCV(scoring="accuracy", max_iter=1000)
     reference.fit(scaler.transform(np.vstack([clean, adversarial])), [0] * 60 + [1] * 60)
 
     regression = fit_regression(torch.tensor(clean), torch.tensor(adversarial), scaling, "test")
