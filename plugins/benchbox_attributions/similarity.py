@@ -105,9 +105,7 @@ def _ssim(pair: _Pair) -> Tensor:
     window = torch.outer(weights, weights) / weights.sum().square()
 
     def mean(maps: Tensor) -> Tensor:
-        return (
-            functional.conv2d(maps.flatten(0, 1)[:, None], window[None, None]).unflatten(0, maps.shape[:2]).flatten(2)
-        )
+        return functional.conv2d(maps.flatten(0, 1)[:, None], window[None, None]).flatten(1).view(*maps.shape[:2], -1)
 
     mean_a, mean_b = mean(a), mean(b)
     spread = mean(a * a) - mean_a.square() + mean(b * b) - mean_b.square()

@@ -58,7 +58,7 @@ class MapStatistics:
 
     def __call__(self, x: Float[Tensor, "n c h w"], graph: bool = False) -> Float[Tensor, "n f"]:
         """With ``graph``, which ``x`` requires gradients for, see :func:`explained`."""
-        options, columns = self.options, []
+        options, columns = self.options, list[Tensor]()
         for method in self.methods:
             maps = explained(self.model, x, method, graph)
             columns += statistics(maps, options.reduction, options.statistics).values()

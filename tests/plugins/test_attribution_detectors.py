@@ -156,7 +156,7 @@ def test_consistency_of_a_linear_model_is_that_of_its_inputs() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 1)).requires_grad_(False)
     x = torch.rand(60, 1, 8, 8)
     calibration = Examples(x, torch.zeros(60, dtype=torch.int64))
-    weight = model[1].weight[0]
+    weight = next(model.parameters())[0]
     one, other = (weight * images.flatten(1) for images in (x, blur(x, 1.0)))
 
     protected = protect(AttributionConsistency, model, calibration, transform="blur")

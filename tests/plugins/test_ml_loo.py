@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from typing import Any
 
 import captum.attr
@@ -83,7 +84,7 @@ def by_numpy(phi: np.ndarray, statistic: Statistic) -> float:
 
 def test_features_are_those_of_captums_feature_ablation_and_numpy() -> None:
     model, x = network(dtype=torch.float64), images(4, torch.float64)
-    outputs = {
+    outputs: dict[str, Callable[[Tensor], Tensor]] = {
         "layer:1": lambda x: model[:2](x).mean((2, 3)),
         "layer:4": model[:5],
         "probabilities": lambda x: model(x).softmax(1),
@@ -139,7 +140,7 @@ def test_features_do_not_depend_on_memory_rows_or_neighbours(skip_below: float |
     whole = spread_of(model, UNITS, list(SEVEN), skip_below)(x)
 
     tight = spread_of(model, UNITS, list(SEVEN), skip_below, rows=5, memory=1)
-    alone = torch.cat([tight(part) for part in x.split(1)])
+    alone = torch.cat([tight(part) for part in torch.split(x, 1)])
 
     torch.testing.assert_close(tight(x), whole, atol=1e-9, rtol=1e-9)
     torch.testing.assert_close(alone, whole, atol=1e-9, rtol=1e-9)
@@ -164,7 +165,7 @@ def test_an_image_draws_its_own_features_wherever_it_stands() -> None:
     features, x = spread_of(network(), UNITS, ["std"]), images(6)
 
     together = features.sampled(x)
-    alone = torch.cat([features.sampled(part) for part in x.split(1)])
+    alone = torch.cat([features.sampled(part) for part in torch.split(x, 1)])
     moved = features.sampled(x + 1e-3)
 
     torch.testing.assert_close(together, alone, atol=1e-6, rtol=1e-5)
