@@ -68,19 +68,31 @@ class LeaveOneOut:
             pieces = zip(*(torch.split(column, group) for column in (x, intact, predicted)), strict=True)
             return torch.cat([reduce(self._of_group(*piece)) for piece in pieces])
 
-    def sampled(self, x: Float[Tensor, "n c h w"], chosen: Int[Tensor, " k"]) -> Float[Tensor, "n units k"]:
-        """The differences for the features ``chosen``, with a graph back to ``x`` where gradients are enabled.
+    def sampled(
+        self, x: Float[Tensor, "n c h w"], chosen: Int[Tensor, " k"] | Int[Tensor, "n k"]
+    ) -> Float[Tensor, "n units k"]:
+        """The differences for the features ``chosen``, the same for all images or of each its own, with a graph back to
+        ``x`` where gradients are enabled.
 
         For surrogates: all (k + 1) · n passes are in memory at once, so let an attacker draw few features per step.
         """
-        members = self._members(x)[chosen.to(x.device)]
-        places = members.expand(len(x), *members.shape).flatten(0, 1)
+        chosen = chosen.to(x.device).expand(len(x), chosen.shape[-1])
+        places, count = self._members(x)[chosen].flatten(0, 1), chosen.shape[1]
         reference = reference_images(x, self.options.reference, self.options, self.mean)
-        copies, stand_in = (images.flatten(1).repeat_interleave(len(chosen), 0) for images in (x, reference))
+        copies, stand_in = (images.flatten(1).repeat_interleave(count, 0) for images in (x, reference))
         perturbed = copies.scatter(1, places, stand_in.gather(1, places)).view(-1, *x.shape[1:])
         intact, predicted = self.units.read(x.clone())
-        units, _ = self.units.read(perturbed, predicted.repeat_interleave(len(chosen)))
-        return intact[:, :, None] - units.view(len(x), len(chosen), -1).transpose(1, 2)
+        units, _ = self.units.read(perturbed, predicted.repeat_interleave(count))
+        return intact[:, :, None] - units.view(len(x), count, -1).transpose(1, 2)
+
+    def changed(self, x: Float[Tensor, "n c h w"], least: float = 0.0) -> Bool[Tensor, "n features"]:
+        """Which features differ from what would stand in their place, in some value by more than ``least``.
+
+        Taking another one away changes little, or with 0 nothing.
+        """
+        reference = reference_images(x, self.options.reference, self.options, self.mean).flatten(1)
+        same = torch.where((x.flatten(1) - reference).abs() <= least, reference, x.flatten(1))
+        return _changed(same, reference, self._members(x))
 
     def _of_group(
         self, x: Float[Tensor, "n c h w"], intact: Float[Tensor, "n units"], predicted: Int[Tensor, " n"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,9 +20,12 @@ C1, C2 = 0.01**2, 0.03**2
 
 
 def similarity(
-    one: Float[Tensor, "n c h w"], other: Float[Tensor, "n c h w"], reduction: Reduction = "sum"
+    one: Float[Tensor, "n c h w"],
+    other: Float[Tensor, "n c h w"],
+    reduction: Reduction = "sum",
+    names: Sequence[str] | None = None,
 ) -> dict[str, Float[Tensor, " n"]]:
-    """All :data:`SIMILARITIES` of the maps in pairs, after the reduction of channels; a and b are their values.
+    """The named :data:`SIMILARITIES`, by default all, of the maps in pairs, channels reduced; a and b are their values.
 
     1 for equal maps: ``cosine``; ``pearson``; ``spearman`` (mean ranks for ties); ``top-iou`` (intersection over union
     of the places of the ⌈d / 10⌉ largest |a| and |b|; of equal values the first); ``ssim`` (Wang et al. 2004, doi
@@ -36,9 +39,10 @@ def similarity(
     is 0 to another such and otherwise NaN. All are NaN where a map is not finite. Differentiable but for ``spearman``,
     ``top-iou`` and ``kolmogorov-smirnov``, which are piecewise constant.
     """
+    chosen = {name: _SIMILARITIES[name] for name in names or SIMILARITIES}
     pair = _Pair(Maps(reduced(one, reduction)), Maps(reduced(other, reduction)))
     finite = pair.one.finite & pair.other.finite
-    return {name: torch.where(finite, measure(pair), torch.nan) for name, measure in _SIMILARITIES.items()}
+    return {name: torch.where(finite, measure(pair), torch.nan) for name, measure in chosen.items()}
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,7 @@ def _ssim(pair: _Pair) -> Tensor:
     window = torch.outer(weights, weights) / weights.sum().square()
 
     def mean(maps: Tensor) -> Tensor:
-        return functional.conv2d(maps.flatten(0, 1)[:, None], window[None, None]).view(*maps.shape[:2], -1)
+        return functional.conv2d(maps.flatten(0, 1)[:, None], window[None, None]).flatten(1).view(*maps.shape[:2], -1)
 
     mean_a, mean_b = mean(a), mean(b)
     spread = mean(a * a) - mean_a.square() + mean(b * b) - mean_b.square()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -26,8 +27,10 @@ class Scored(api.Protected, ABC):
     """A model that refuses inputs whose score exceeds a threshold; logits and score come from one call.
 
     ``what`` names the score: as evidence, and in messages. :meth:`calibrate` fixes ``threshold`` and ``scale``, the
-    limit and the standard deviation of clean scores.
+    limit and the standard deviation of clean scores. ``remedy`` says what helps a score that tells nothing apart.
     """
+
+    remedy: ClassVar[str] = "choose another layer or other options"
 
     def __init__(self, model: nn.Module, what: str) -> None:
         super().__init__(model)
@@ -61,7 +64,7 @@ class Scored(api.Protected, ABC):
         if not self.scale:
             raise api.ContractError(
                 f"{self.what}: the score is {self.threshold:g} on every calibration image and can tell nothing apart; "
-                "choose another layer or other options"
+                f"{self.remedy}"
             )
 
     @torch.no_grad()
@@ -92,6 +95,28 @@ class OnePass(api.RejectLogit):
         score = torch.where(score.isfinite(), score, self.threshold + self.scale)  # what is no number is refused
         margin = (score - self.threshold) / self.scale
         return torch.cat([logits, (logits.amax(1) + margin)[:, None]], dim=1)
+
+
+def with_slope(
+    value: Float[Tensor, " n"], x: Float[Tensor, "n c h w"], stand_in: Callable[[Tensor], Tensor], images: int
+) -> Float[Tensor, " n"]:
+    """The scores ``value`` of ``x`` with the first derivative of ``stand_in`` (n, c, h, w) → (n,); see BPDA.
+
+    It is worked out at once, for as many ``images`` at a time, so that no graph of all of them is ever held.
+    """
+    slopes = [torch.zeros_like(x[:0])]
+    with torch.enable_grad():
+        for part in torch.split(x.detach(), images):
+            point = part.clone().requires_grad_()
+            slopes += torch.autograd.grad(stand_in(point).sum(), point)
+    slope = torch.cat(slopes).nan_to_num(0.0, 0.0, 0.0)
+    return value + ((x - x.detach()) * slope).flatten(1).sum(1)
+
+
+def spread(examples: api.Examples, count: int) -> api.Examples:
+    """At most ``count`` of the ``examples``, evenly spaced, so that an order by class does no harm."""
+    count = min(count, len(examples))
+    return examples.take(torch.arange(count, device=examples.labels.device) * len(examples) // max(count, 1))
 
 
 @torch.no_grad()

@@ -49,6 +49,19 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"method": "integrated-gradients", "steps": 4, "statistic": "kurtosis"},
         {"method": "occlusion", "window": 2, "fpr": 0.2},
     ],
+    "attribution-anomaly": [
+        {"anomaly": "z-score"},
+        {"anomaly": "mahalanobis", "attribution": {"method": "deep-lift"}, "least": 10},
+        {"anomaly": "isolation-forest", "statistics": ["gini", "l1"]},
+        {"anomaly": "local-outlier-factor", "attribution": {"method": "noise-tunnel", "samples": 3}},
+        {"anomaly": "one-class-svm", "attribution": {"method": "saliency"}},
+    ],
+    "attribution-consistency": [
+        {"transform": "jpeg"},
+        {"transform": "blur", "measure": "spearman", "attribution": {"method": "integrated-gradients", "steps": 4}},
+        {"transform": "bit-depth", "bits": 2, "measure": "top-iou", "attribution": {"method": "saliency"}},
+    ],
+    "attribution-ensemble": [{"eps": 0.2}, {"eps": 0.2, "combine": "logistic-regression", "attack": "pgd"}],
     "lesci": [
         {"rank": 16, "k": 5},
         {"layer": "1", "rank": 20, "k": 7, "threshold": 0.7, "output": "exemplar", "surrogate": "bpda"},
@@ -65,6 +78,11 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "mahalanobis-features": [{}, {"layer": "0"}],
     "kernel-density": [{}, {"layer": "3", "width": 1.0}],
     "lid": [{"references": 20, "k": 5}, {"references": 20, "k": 5, "layers": ["1", "5"]}],
+    "ml-loo": [
+        {"fpr": 0.1},
+        {"statistics": ["std", "mad"], "scaling": True, "samples": 9, "fpr": 0.1, "skip_below": 0.0},
+        {"form": "single", "statistics": ["std"], "reference": "blur", "samples": 100, "fpr": 0.1},
+    ],
     "feature-squeezing": [{"bits": 3}, {"bits": 0, "window": 3}],
     "input-transform": [{"transform": transform} for transform in ("jpeg", "blur", "median", "bit-depth")],
     "pgd": [{"steps": 5}, {"steps": 3, "restarts": 2, "loss": "margin"}],
