@@ -162,7 +162,7 @@ class Axis:
         if self.width is None:
             return
         ax.set_xscale("asinh", linear_width=self.width)
-        low, high = math.ceil(math.log10(self.width)) + 1, math.floor(math.log10(np.abs(self.edges).max()))
+        low, high = math.ceil(math.log10(self.width)), math.floor(math.log10(np.abs(self.edges).max()))
         powers = range(high, low - 1, -max(1, math.ceil((high - low + 1) / 3)))
         ticks = [0.0, *(sign * 10.0**power for power in powers for sign in (-1, 1))]
         ax.set_xticks([tick for tick in sorted(ticks) if self.edges[0] <= tick <= self.edges[-1]])
