@@ -166,9 +166,7 @@ def test_examples_that_were_not_kept_are_computed(toys: Registry, settings: Sett
     assert figure.scenes[1].record.success.all()
 
 
-def test_cells_without_an_attack_have_a_clean_record(
-    toys: Registry, settings: Settings, grid_file: GridFile
-) -> None:
+def test_cells_without_an_attack_have_a_clean_record(toys: Registry, settings: Settings, grid_file: GridFile) -> None:
     figure = Blink()
 
     draw(figure, select(grid_file(), attack=["none"]), settings, toys)
