@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -21,19 +21,21 @@ from jaxtyping import Bool, Float, Int
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from benchbox.domain import Job, Norm, Outcome, Record, Score, Split, Threat
+from benchbox.domain import Array, Cell, Job, Norm, Outcome, Record, Score, Split, Threat
 from benchbox.errors import ContractError, DataError
 from benchbox.statistics import bootstrap_median, conservative_threshold, wilson
 from benchbox.streams import RowRandom
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
+
     from benchbox.results import Results
 
 __all__ = [
     "AttackTarget", "Batch", "BudgetAttack", "ContractError", "DataError", "Dataset", "Defense", "Ensemble",
-    "Examples", "Executor", "Metric", "MinimumNormAttack", "Model", "Options", "Probe", "Protected", "RejectLogit",
-    "Report", "RowRandom", "Rows", "StepAttack", "WeightPerturbation", "adversarial_loss", "bootstrap_median",
-    "conservative_threshold", "fooled", "target_layers", "tensors_of", "wilson",
+    "Examples", "Executor", "Figure", "Frames", "Metric", "MinimumNormAttack", "Model", "Options", "Probe",
+    "Protected", "RejectLogit", "Report", "RowRandom", "Rows", "Scene", "StepAttack", "WeightPerturbation",
+    "adversarial_loss", "bootstrap_median", "conservative_threshold", "fooled", "target_layers", "tensors_of", "wilson",
 ]  # fmt: skip
 
 Needs = Literal["gradients", "scores", "decisions"]
@@ -603,3 +605,46 @@ class Report(Plugin):
     @abstractmethod
     def render(self, results: Results, out: Path) -> list[Path]:
         """Write files into the folder ``out`` and return their paths; an empty list where there is nothing to say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A cell brought back to life for a figure: its model, its n examples and what became of them.
+
+    ``label`` tells the scene from the others of its figure. ``network`` is the classifier with the weights of the cell,
+    inside any defense; ``model`` is the defense around it, whose verdicts ``record`` holds. Tensors are on the device
+    of the model. ``adversarial`` is None where the cell has no attack; examples that were not attacked
+    (``record.attacked``: misclassified or rejected ones) keep their clean image there.
+    """
+
+    cell: Cell
+    label: str
+    network: nn.Module
+    model: Protected
+    examples: Examples
+    record: Record
+    adversarial: Float[Tensor, "n c h w"] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """An animation: frames uint8 (t, height, width, 3), each shown for ``seconds``."""
+
+    frames: Array
+    seconds: float = 0.1
+
+
+class Figure(Plugin):
+    """A picture of examples and of what models make of them."""
+
+    max_scenes: ClassVar[int] = 8
+    """Of more cells no legible picture can be made; whoever asks for more is told before anything is computed."""
+
+    @abstractmethod
+    def draw(self, scenes: Sequence[Scene], rng: torch.Generator) -> Mapping[str, Drawing | Frames]:
+        """Return matplotlib figures, of their own and without pyplot, or animations, by name.
+
+        The names, kebab-case, end the names of their files; that of an only picture is "". ``scenes``, at least one,
+        are on the same examples and models are in evaluation mode; all draw from the CPU generator ``rng``. Raises
+        ContractError where there is nothing to draw.
+        """

@@ -153,6 +153,46 @@ def compare(key: str, other: str, results: str | None) -> None:
 
 
 @main.command()
+@click.argument("name")
+@click.option("--grid", type=click.Path(path_type=Path), help="Grid file to take cells from (TOML).")
+@click.option("--dataset", multiple=True, help="Data set: NAME, or 'NAME, option = value' as in a grid.")
+@click.option("--model", multiple=True, help="Model, likewise.")
+@click.option("--weight-perturbation", multiple=True, help="Weight perturbation, likewise.")
+@click.option("--defense", multiple=True, help="Defense, likewise; none is the undefended model.")
+@click.option("--attack", multiple=True, help="Attack, likewise.")
+@click.option("--threat", multiple=True, help="""Threat: 'NORM, eps = "8/255"'.""")
+@click.option("--examples", type=int, help="The first so many test examples; default: the grid's, else 64.")
+@click.option("--option", multiple=True, help="Option of the figure: name=value, a TOML value or plain text.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder to write to; default: OUTPUT/figures.")
+@click.option(
+    "--format", "formats", multiple=True, type=click.Choice(["png", "svg"]), default=["png"],
+    help="Of the pictures; animations are gif.",
+)  # fmt: skip
+@_place_options
+@click.option("--device", help="auto, cpu, cuda or cuda:N.")
+def figure(
+    name: str, grid: Path | None, examples: int | None, option: tuple[str, ...], out: Path | None,
+    formats: tuple[str, ...], **words: Any,
+) -> None:  # fmt: skip
+    """Draw a figure of a few cells, with adversarial examples from the database where it has them.
+
+    NAME: a figure, such as features. The other words are those of a grid; with --grid, a bare name picks the grid's
+    entries of this name, and what is not named stays as it is there.
+    """
+    from benchbox.figures import create_figure, draw, write
+    from benchbox.registry import Registry
+    from benchbox.selection import read_option, select
+
+    settings = _settings(**{flag: words.pop(flag) for flag in ("database", "data_dir", "device")})
+    registry = Registry.discover(settings.plugins, settings.block)
+    drawn = create_figure(registry, name, dict(map(read_option, option)))
+    chosen = select(grid, examples, **words)
+    for sketch in draw(drawn, chosen, settings, registry, tell=lambda line: click.echo(line, err=True)):
+        for path in write(sketch, out or settings.output / "figures", formats):
+            click.echo(path)
+
+
+@main.command()
 @click.option("--options", is_flag=True, help="List the options of every plugin, too.")
 def plugins(options: bool) -> None:
     """List every plugin: name, kind, provider, version; and what is broken, and why. Exit code 3: something is."""

@@ -23,10 +23,12 @@ BLIND: tuple[Access, ...] = ("oblivious", "transfer")
 Precision = Literal["float32", "mixed"]
 Split = Literal["train", "calibration", "test"]
 Kind = Literal[
-    "dataset", "model", "weight_perturbation", "defense", "attack", "probe", "metric", "executor", "report"
+    "dataset", "model", "weight_perturbation", "defense", "attack", "probe", "metric", "executor", "report",
+    "figure",
 ]  # fmt: skip
 KINDS: tuple[Kind, ...] = (
-    "dataset", "model", "weight_perturbation", "defense", "attack", "probe", "metric", "executor", "report"
+    "dataset", "model", "weight_perturbation", "defense", "attack", "probe", "metric", "executor", "report",
+    "figure",
 )  # fmt: skip
 Array = np.ndarray[Any, Any]
 

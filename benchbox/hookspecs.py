@@ -19,6 +19,7 @@ Two plugins that offer one name of one kind are an error that names both. The ex
     import copy
     import numpy as np
     import torch
+    from matplotlib.figure import Figure as Drawing
     from torch import nn
     from benchbox import api
     from benchbox.domain import Score
@@ -231,6 +232,31 @@ def benchbox_reports() -> list[type[api.Report]]:  # type: ignore[empty-body]
         @hookimpl
         def benchbox_reports():
             return [Count]
+    """
+
+
+@hookspec
+def benchbox_figures() -> list[type[api.Figure]]:  # type: ignore[empty-body]
+    """Figures: pictures of examples and of what models make of them, drawn from a few cells with their models.
+
+    Example::
+
+        class MeanPerturbation(api.Figure):
+            name = "mean-perturbation"
+
+            def draw(self, scenes, rng):
+                attacked = [scene for scene in scenes if scene.adversarial is not None]
+                if not attacked:
+                    raise api.ContractError("mean-perturbation: no cell has an attack; name one")
+                picture = Drawing(layout="constrained")
+                for ax, scene in zip(picture.subplots(1, len(attacked), squeeze=False)[0], attacked):
+                    ax.imshow((scene.adversarial - scene.examples.images).mean((0, 1)).cpu().numpy(), cmap="RdBu")
+                    ax.set_title(scene.label)
+                return {"": picture}
+
+        @hookimpl
+        def benchbox_figures():
+            return [MeanPerturbation]
     """
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from benchbox.testing.attacking import check_attack
 from benchbox.testing.components import check_dataset, check_model, check_weight_perturbation
+from benchbox.testing.drawing import check_figure, sample_scenes
 from benchbox.testing.measuring import check_metric, check_probe, check_report
 from benchbox.testing.protection import check_defense
 from benchbox.testing.running import check_executor
@@ -26,6 +27,7 @@ __all__ = [
     "check_dataset",
     "check_defense",
     "check_executor",
+    "check_figure",
     "check_metric",
     "check_model",
     "check_probe",
@@ -34,4 +36,5 @@ __all__ = [
     "sample_record",
     "sample_records",
     "sample_results",
+    "sample_scenes",
 ]

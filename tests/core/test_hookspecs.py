@@ -117,6 +117,10 @@ def test_the_example_report_keeps_its_contract(tmp_path: Path) -> None:
     contracts.check_report(example_plugin("report"), contracts.sample_results(), tmp_path)
 
 
+def test_the_example_figure_keeps_its_contract() -> None:
+    contracts.check_figure(example_plugin("figure"), contracts.sample_scenes(linear(), api.Examples(IMAGES, LABELS)))
+
+
 def test_the_example_observer_is_called_with_an_event(capsys: pytest.CaptureFixture[str]) -> None:
     registry = Registry()
     registry.register(example_of(OBSERVER), "example")

@@ -116,7 +116,7 @@ def make(offer: Offer, options: dict[str, Any]) -> Any:
 
 def test_nothing_that_is_built_in_is_broken_and_no_name_in_the_options_is_old() -> None:
     names = {offer.name for kind in ("dataset", "model", "defense", "attack") for offer in REGISTRY.offers(kind)}  # type: ignore[arg-type]
-    names |= {offer.name for offer in REGISTRY.offers("weight_perturbation")}
+    names |= {offer.name for kind in ("weight_perturbation", "figure") for offer in REGISTRY.offers(kind)}  # type: ignore[arg-type]
 
     assert REGISTRY.broken == []
     assert OPTIONS.keys() | SHAPES.keys() <= names
@@ -212,6 +212,13 @@ def test_probe(offer: Offer, options: dict[str, Any], trained_digits: Any) -> No
     contracts.check_probe(
         make(offer, options), trained_digits.model, api.Batch(examples.images, noisy, examples.labels)
     )
+
+
+@pytest.mark.parametrize(("offer", "options"), built_in("figure"))
+def test_figure(offer: Offer, options: dict[str, Any], trained_digits: Any) -> None:
+    scenes = contracts.sample_scenes(trained_digits.model, trained_digits.test.head(12), noise=0.4)
+
+    contracts.check_figure(make(offer, options), scenes)
 
 
 @pytest.mark.parametrize(("offer", "options"), built_in("report"))

@@ -1,0 +1,17 @@
+"""Built-in figures of benchbox."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from benchbox.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from benchbox.api import Figure
+
+
+@hookimpl
+def benchbox_figures() -> list[type[Figure]]:
+    from benchbox_figures.images import Images
+
+    return [Images]
