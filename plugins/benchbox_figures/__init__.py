@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 @hookimpl
 def benchbox_figures() -> list[type[Figure]]:
+    from benchbox_figures.feature_visualisation import FeatureVisualisation
     from benchbox_figures.images import Images
 
-    return [Images]
+    return [FeatureVisualisation, Images]

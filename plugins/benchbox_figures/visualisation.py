@@ -95,7 +95,7 @@ def _score(network: nn.Module, objective: Objective, images: Tensor) -> Float[Te
 
 @contextmanager
 def outputs_of(network: nn.Module, layers: Iterable[str]) -> Iterator[dict[str, Tensor]]:
-    """While it is open, the outputs of ``layers`` in the last forward pass are put into the dictionary that it yields.
+    """While it is open, the outputs of ``layers`` in a forward pass, (n, channels, …), are put into what it yields.
 
     ``relu@2`` is the second time that the module ``relu`` runs in a pass. Raises ContractError for an unknown name.
     """
@@ -110,7 +110,8 @@ def outputs_of(network: nn.Module, layers: Iterable[str]) -> Iterator[dict[str, 
 
         def keep(_module: nn.Module, _inputs: Any, output: Tensor, name: str = name) -> None:
             calls[name] += 1
-            seen[name if calls[name] == 1 else f"{name}@{calls[name]}"] = output.clone()  # a ReLU may write over it
+            channels_first = output.transpose(1, 2) if output.dim() == 3 else output  # tokens come with channels last
+            seen[name if calls[name] == 1 else f"{name}@{calls[name]}"] = channels_first.clone()  # ReLUs may overwrite
 
         handles.append(modules[name].register_forward_hook(keep))
     try:
