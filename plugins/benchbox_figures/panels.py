@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
+from matplotlib.figure import Figure as Drawing
 from pydantic import Field
 from torch import Tensor
 
@@ -102,3 +104,32 @@ def attack_name(labels: Labels, cell: Cell, break_lines: bool = False) -> str:
     threat = cell.threat.label if cell.threat else ""
     texts = [text for text in (labels.attack(cell), threat, labels.access(cell)) if text]
     return ("\n" if break_lines else " · ").join(texts)
+
+
+def heat(ax: Any, attribution: Tensor, scale: float) -> None:
+    """Draw an attribution (h, w): red above 0, white at 0, blue below, full colour at ``scale``; zeros are named."""
+    limit = scale if scale > 0 else 1.0
+    ax.imshow(attribution.cpu().numpy(), cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest")
+    bare(ax)
+    if not bool(attribution.any()):
+        say(ax, 0, "all zero")
+
+
+def named(scenes: Sequence[api.Scene], pictures: Sequence[Drawing]) -> dict[str, Drawing]:
+    """A picture per scene, by a name made of the scene's label; that of an only one is empty."""
+    if len(pictures) == 1:
+        return {"": pictures[0]}
+    found: dict[str, Drawing] = {}
+    for number, (scene, picture) in enumerate(zip(scenes, pictures, strict=True), start=1):
+        text = re.sub(r"[^a-z0-9]+", "-", scene.label.lower()).strip("-")
+        found[text if text and text not in found else f"{text}-{number}".strip("-")] = picture
+    return found
+
+
+def scale_bar(ax: Any, scale: float) -> None:
+    """The colours of a :func:`heat` beside it, as tall as it is; none where there is nothing but zeros."""
+    if scale > 0:
+        place = ax.inset_axes((1.04, 0, 0.05, 1))
+        bar = ax.figure.colorbar(ax.images[0], cax=place, ticks=[-scale, 0, scale])
+        bar.ax.set_yticklabels([f"{-scale:.2g}", "0", f"{scale:.2g}"], fontsize=7)
+        bar.outline.set_visible(False)
