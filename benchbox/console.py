@@ -169,11 +169,11 @@ def print_verification(verification: Verification) -> int:
 
 def print_radius(found: Bisection, accuracy: float) -> int:
     """The radius to put into a grid; returns the exit code."""
-    best, threat = found.best, found.cell.threat
-    norm = threat.norm if threat else ""
+    best = found.best
     out.print(f"eps = {best.eps:g}")
-    line = f"robust accuracy {100 * best.accuracy:.2f} % at {norm} radius {best.eps:g} ({len(found.points) - 1} radii tried)"
-    err.print(f"{line}: {found.cell.label}" if found.reached else f"{line}: it jumps over {100 * accuracy:g} % there")
+    reached = "" if found.reached else f"; it jumps over {100 * accuracy:g} % there"
+    tried = len(found.points) - 1
+    err.print(f"{found.cell.label}: robust accuracy {100 * best.accuracy:.2f} % ({tried} radii tried){reached}")
     return 0 if found.reached else 1
 
 

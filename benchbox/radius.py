@@ -76,11 +76,12 @@ def find_radius(
             return share
 
         start = Point(0.0, float(clean.double().mean()))
-        tell(f"{cell.label}: clean accuracy {100 * start.accuracy:.2f} %")
+        tell(f"clean accuracy {100 * start.accuracy:.2f} %")
         points = bisect(
             accuracy_at, start, accuracy, tolerance, threat.eps, largest(threat.norm, stage.examples.images[0].numel())
         )
-    best = min(points, key=lambda point: abs(point.accuracy - accuracy))
+    best = min(points[1:], key=lambda point: abs(point.accuracy - accuracy), default=start)
+    cell = replace(cell, threat=replace(threat, eps=best.eps))
     return Bisection(cell, tuple(points), best, abs(best.accuracy - accuracy) <= tolerance)
 
 
