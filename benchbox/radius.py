@@ -58,13 +58,13 @@ def find_radius(
     from benchbox.worker import evaluate
 
     plan = expand(grid, registry, settings.data_dir, grid.name)
-    cell = next((cell for cell in plan.cells if cell.threat), None)
-    if cell is None or cell.threat is None:
+    attacked = [(cell, replace(cell.threat, curve=())) for cell in plan.cells if cell.threat]
+    if not attacked:
         reasons = "; ".join(f"{item.description}: {item.reason}" for item in plan.excluded)
         raise GridError(f"{grid.name}: no attack meets a model ({reasons or 'the grid has no [[attack]]'})")
+    cell, threat = attacked[0]
     execution = replace(execution_of(settings, grid, runtime.resolve_device(settings.device)), examples_dir=None)
     size = cell.batch_size or execution.batch_size
-    threat = replace(cell.threat, curve=())
     with runtime.computing(settings.threads):
         stage = prepare(cell, replace(execution, batch_size=size), registry)
         clean = (stage.clean.prediction == stage.examples.labels) & ~stage.clean.rejected
@@ -80,7 +80,7 @@ def find_radius(
         points = bisect(
             accuracy_at, start, accuracy, tolerance, threat.eps, largest(threat.norm, stage.examples.images[0].numel())
         )
-    best = min(points[1:], key=lambda point: abs(point.accuracy - accuracy), default=start)
+    best = min(reversed(points[1:]), key=lambda point: abs(point.accuracy - accuracy), default=start)
     cell = replace(cell, threat=replace(threat, eps=best.eps))
     return Bisection(cell, tuple(points), best, abs(best.accuracy - accuracy) <= tolerance)
 
