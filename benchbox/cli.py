@@ -98,6 +98,37 @@ def plan(grid: Path, **flags: Any) -> None:
 
 
 @main.command()
+@_grid_option
+@click.option("--accuracy", type=click.FloatRange(0, 1), default=0.5, show_default=True, help="Share to bring it to.")
+@click.option("--tolerance", type=click.FloatRange(0, 1), default=0.005, show_default=True, help="How far off at most.")
+@click.option("--model", multiple=True, help="Model, by name or as 'NAME, option = value'; default: the grid's first.")
+@click.option("--attack", multiple=True, help="Attack, likewise.")
+@click.option("--write", is_flag=True, help="Put the radius into the grid file.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Folder with data sets.")
+@click.option("--device", help="auto, cpu, cuda or cuda:N.")
+def radius(
+    grid: Path, accuracy: float, tolerance: float, model: tuple[str, ...], attack: tuple[str, ...], write: bool,
+    **flags: Any,
+) -> None:  # fmt: skip
+    """Find the radius at which an attack brings a model down to an accuracy, by bisection.
+
+    Exit code 1: the accuracy jumps over what was asked for.
+    """
+    from benchbox.console import print_radius
+    from benchbox.radius import find_radius, write_radius
+    from benchbox.registry import Registry
+    from benchbox.selection import select
+
+    settings = _settings(**flags)
+    registry = Registry.discover(settings.plugins, settings.block)
+    chosen = select(grid, model=model, attack=attack)
+    found = find_radius(chosen, accuracy, tolerance, settings, registry, tell=lambda line: click.echo(line, err=True))
+    if write:
+        write_radius(grid, found.best.eps)
+    sys.exit(print_radius(found, accuracy))
+
+
+@main.command()
 @click.option("--results", multiple=True, help="Database URL or published JSON; default: the settings' database.")
 @click.option("--grid", help="Only the cells of the grid of this name.")
 @click.option("--board", type=click.Path(path_type=Path), help="Board definition (TOML); default: one per threat.")

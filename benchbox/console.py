@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from benchbox.comparison import Comparison
     from benchbox.config import Settings
     from benchbox.estimate import Estimate
+    from benchbox.radius import Bisection
     from benchbox.registry import Registry
     from benchbox.rows import Row
     from benchbox.runner import Summary
@@ -164,6 +165,16 @@ def print_verification(verification: Verification) -> int:
         return 1
     out.print(f"{label}: {verification.count} stored adversarial examples give the same verdicts, all in budget")
     return 0
+
+
+def print_radius(found: Bisection, accuracy: float) -> int:
+    """The radius to put into a grid; returns the exit code."""
+    best = found.best
+    out.print(f"eps = {best.eps:g}")
+    reached = "" if found.reached else f"; it jumps over {100 * accuracy:g} % there"
+    tried = len(found.points) - 1
+    err.print(f"{found.cell.label}: robust accuracy {100 * best.accuracy:.2f} % ({tried} radii tried){reached}")
+    return 0 if found.reached else 1
 
 
 def print_comparison(comparison: Comparison) -> None:

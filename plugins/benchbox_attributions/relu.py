@@ -1,9 +1,9 @@
-"""ReLU with a useful second derivative, for whoever differentiates a gradient."""
+"""ReLUs that keep their values and get another derivative."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -31,15 +31,13 @@ class _SmoothStepReLU(torch.autograd.Function):
         return gradients[0] * ((z > 0).to(z.dtype) + (soft - soft.detach()))
 
 
-class SmoothStep(TorchFunctionMode):
-    """While it is active, every ReLU keeps its value and its first derivative exactly, and gets a second one.
+class DerivedReLU(TorchFunctionMode):
+    """While it is active, ``function`` stands in for every ReLU, whose values it has, with a backward pass of its own.
 
-    A ReLU network is piecewise linear: its input gradient is piecewise constant, so an attacker who follows the
-    gradient *of* an attribution learns nothing about the kinks, where all of the change happens. Here the step
-    function in the backward pass is differentiated as if it were a sigmoid (a surrogate gradient, Neftci, Mostafa &
-    Zenke 2019, arXiv 1901.09948; the same end as the softplus networks of Dombrowski et al. 2019, arXiv 1906.07983,
-    but exact in the forward pass). It reaches modules and functions alike, but not the inside of TorchScript.
+    It reaches modules and functions alike, but not the inside of TorchScript.
     """
+
+    function: ClassVar[type[torch.autograd.Function]]
 
     def __torch_function__(
         self,
@@ -50,11 +48,24 @@ class SmoothStep(TorchFunctionMode):
     ) -> Any:
         kwargs = dict(kwargs or {})
         if func in _OUT_OF_PLACE and not _in_place(args, kwargs):
-            return _SmoothStepReLU.apply(_argument(args, kwargs))
+            return self.function.apply(_argument(args, kwargs))
         if func in _IN_PLACE or func in _OUT_OF_PLACE:
             z = _argument(args, kwargs)
-            return z.copy_(_SmoothStepReLU.apply(z.clone()))
+            return z.copy_(self.function.apply(z.clone()))
         return func(*args, **kwargs)
+
+
+class SmoothStep(DerivedReLU):
+    """While it is active, every ReLU keeps its value and its first derivative exactly, and gets a second one.
+
+    A ReLU network is piecewise linear: its input gradient is piecewise constant, so an attacker who follows the
+    gradient *of* an attribution learns nothing about the kinks, where all of the change happens. Here the step
+    function in the backward pass is differentiated as if it were a sigmoid (a surrogate gradient, Neftci, Mostafa &
+    Zenke 2019, arXiv 1901.09948; the same end as the softplus networks of Dombrowski et al. 2019, arXiv 1906.07983,
+    but exact in the forward pass).
+    """
+
+    function = _SmoothStepReLU
 
 
 _OUT_OF_PLACE = (functional.relu, torch.relu, Tensor.relu)

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 @hookimpl
 def benchbox_figures() -> list[type[Figure]]:
     from benchbox_figures.attribution_histogram import AttributionHistogram
+    from benchbox_figures.feature_visualisation import FeatureVisualisation
     from benchbox_figures.features import Features
     from benchbox_figures.grad_cam import GradCam
     from benchbox_figures.images import Images
 
-    return [AttributionHistogram, Features, GradCam, Images]
+    return [AttributionHistogram, Features, FeatureVisualisation, GradCam, Images]

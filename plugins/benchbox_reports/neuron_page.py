@@ -36,14 +36,25 @@ APART = (
     "Where the attack succeeded, and where it failed; beside it both over the mean change of a pixel, because an "
     "attack that stops as soon as it succeeds moves such an input less."
 )
+NOISE = (
+    "Under noise on the weights (‖Δ‖ / ‖W‖ = {level} in each layer) instead of the attack: σ_w, and what its most "
+    "sensitive channels share with those above. Within one network channel numbers do correspond."
+)
 UNDEFINED = "–"
 GLOBAL = 10  # channels in the list over all layers
 
 
 def markdown(
-    title: str, models: Mapping[str, Neurons], robust: Mapping[str, float], figure: str, share: float, aligned: bool
+    title: str,
+    models: Mapping[str, Neurons],
+    robust: Mapping[str, float],
+    noise: Mapping[str, Sequence[Neurons]],
+    figure: str,
+    share: float,
+    aligned: bool,
 ) -> str:
-    """The whole page. ``models`` go from the least to the most robust; ``figure`` is the picture's name beside it."""
+    """The whole page. ``models`` go from the least to the most robust; ``noise`` holds each model's
+    sensitivities to noise on its weights; ``figure`` is the picture's name beside the page."""
     reference, *others = models
     parts = [
         f"# {markdown_text(title)}",
@@ -57,6 +68,7 @@ def markdown(
         parts.append("There is no second model under this attack to compare with.")
     for name, model in models.items():
         parts += [f"## {markdown_text(name)}", APART, _broken_table(model, share), _global_list(model)]
+        parts += [_noise_table(model, shaken, share) for shaken in noise.get(name, ())]
     return "\n\n".join(parts) + "\n"
 
 
@@ -163,6 +175,21 @@ def _global_list(model: Neurons) -> str:
     return (
         f"Most sensitive of all layers by σ/sd (σ itself only tells which layers have large outputs): {best or 'none'}."
     )
+
+
+def _noise_table(model: Neurons, shaken: Neurons, share: float) -> str:
+    """Channels under the attack beside those of the same network under noise on its weights."""
+    layer = next(iter(shaken.layers))
+    level = ratio(shaken.mean(layer, "norm-level"), shaken.mean(layer, "abs"))
+    lines = []
+    for line in pair(model, shaken, share):
+        shared = line.overlap
+        between = [f"{shared.shared} of {line.k}", number(shared.p)] if shared else [UNDEFINED] * 2
+        sigma, standardised = line.means["abs"][1], line.means["std"][1]
+        lines.append(
+            [markdown_text(line.layer), *map(number, (sigma, standardised)), *between, number(line.correlation)]
+        )
+    return NOISE.format(level=number(level)) + "\n\n" + _table(["layer", "σ_w", "σ_w/sd", "shared", "p", "ρ"], lines)
 
 
 def number(value: float | None) -> str:

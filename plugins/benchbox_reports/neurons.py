@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,14 @@ class Study:
     title: str
     models: dict[str, Measurements]
     robust: dict[str, float]  # robust accuracy under this attack
+    noise: dict[str, tuple[Measurements, ...]]  # the same under noise on the weights, where that was measured
 
 
 class Neurons(Report):
     """Sensitivity by layer of the intact, undefended models of a grid with the probe `neuron-sensitivity`: a figure and
     a page per data set, attack and threat. The model with the lowest robust accuracy is what the others are compared
-    with: per-layer means and ratios, overlap of the most sensitive channels, rank correlation, stability.
+    with: per-layer means and ratios, overlap of the most sensitive channels, rank correlation, stability. With the
+    probe `weight-sensitivity`, too, each model's channels are compared with those that noise on its weights moves.
     """
 
     name = "neurons"
@@ -56,7 +58,13 @@ class Neurons(Report):
             page = figure.with_suffix(".md")
             plots.save(sensitivity_by_layer(study.title, study.models), figure)
             text = markdown(
-                study.title, study.models, study.robust, figure.name, self.options.top, self.options.aligned
+                study.title,
+                study.models,
+                study.robust,
+                study.noise,
+                figure.name,
+                self.options.top,
+                self.options.aligned,
             )
             page.write_text(text, encoding="utf-8")
             paths += [figure, page]
@@ -66,6 +74,9 @@ class Neurons(Report):
 def _studies(results: Results) -> dict[str, Study]:
     """What belongs on one page, by the stem of its files."""
     found = results.measured("neuron-sensitivity", weight_perturbation=None, defense=None, source=None)
+    noise: dict[str, list[Any]] = {}
+    for row, _, values in results.measured("weight-sensitivity", weight_perturbation=None, defense=None, source=None):
+        noise.setdefault(row.key, []).append(values)
     measured = [(row, tag, values) for row, tag, values in found if row.cell.attack and row.cell.threat]
     labels = Labels(row.cell for row, *_ in measured)
     groups: dict[str, dict[tuple[Any, ...], list[tuple[Row, Any]]]] = {}
@@ -76,7 +87,7 @@ def _studies(results: Results) -> dict[str, Study]:
                 plain = re.sub(r"[^A-Za-z0-9.]+", "-", f"{stem}-{labels.attack(row.cell)}").strip("-")
                 groups.setdefault(plain, {}).setdefault(_run_of(row, tag), []).append((row, values))
     return {
-        name if number == 1 else f"{name}-{number}": _study(group, labels)
+        name if number == 1 else f"{name}-{number}": _study(group, labels, noise)
         for name, by_run in groups.items()
         for number, group in enumerate(by_run.values(), start=1)
     }
@@ -89,14 +100,15 @@ def _run_of(row: Row, tag: str) -> tuple[Any, ...]:
     return attack, cell.threat, cell.max_passes, cell.precision, cell.seed, tag
 
 
-def _study(group: Sequence[tuple[Row, Any]], labels: Labels) -> Study:
+def _study(group: Sequence[tuple[Row, Any]], labels: Labels, noise: Mapping[str, list[Any]]) -> Study:
     robust = {labels(row.cell.model): float(row.masks().robust.mean()) for row, _ in group}
     values = {labels(row.cell.model): neurons(measured) for row, measured in group}
+    shaken = {labels(row.cell.model): tuple(map(neurons, noise.get(row.key, ()))) for row, _ in group}
     cell = group[0][0].cell
     threat = f"{NORMS[cell.threat.norm]} ε = {format_eps(cell.threat.eps)}" if cell.threat else ""
     seed = "" if cell.seed is None else f", seed {cell.seed}"
     order = sorted(robust, key=lambda name: robust[name])
     return Study(
         f"{cell.dataset.name}: sensitivity of neurons under {labels.attack(cell)}, {threat}{seed}",
-        {name: values[name] for name in order}, {name: robust[name] for name in order},
+        {name: values[name] for name in order}, {name: robust[name] for name in order}, shaken,
     )  # fmt: skip

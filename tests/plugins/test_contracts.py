@@ -37,6 +37,11 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"level": 0.1, "mode": "absolute", "include_bias": True},
         {"level": 0.1, "mode": "magnitude-aware", "include_batch_norm": True},
     ],
+    "feature-visualisation": [
+        {"layer": "3", "steps": 6, "frames": 3},
+        {"layer": "1", "channels": [0, 9], "parametrisation": "cppn", "objective": "neuron", "steps": 2, "frames": 2},
+        {"layer": "3", "objective": "deepdream", "parametrisation": "pixel", "steps": 2, "frames": 2},
+    ],
     "attribution-mask": [
         {"method": "saliency", "replacement": "blur"},
         {"method": "input-x-gradient", "which": "most", "replacement": "mean"},

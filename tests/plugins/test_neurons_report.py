@@ -137,7 +137,7 @@ def test_whether_channel_numbers_correspond(other: Any, aligned: bool, found: st
 def test_no_overlap_is_shown_between_networks_with_other_layers() -> None:
     one, other = neurons(measured(stem=[1.0, 2.0], block=[3.0])), neurons(measured(stem=[1.0, 2.0], block=[3.0, 4.0]))
 
-    page = markdown("t", {"small": one, "wide": other}, {"small": 0.5, "wide": 0.9}, "f.png", 0.1, aligned=False)
+    page = markdown("t", {"small": one, "wide": other}, {"small": 0.5, "wide": 0.9}, {}, "f.png", 0.1, aligned=False)
 
     assert "Channel numbers do not correspond" in page
     (line,) = (line for line in page.splitlines() if line.startswith("| stem") and line.count("–") > 2)
@@ -150,11 +150,26 @@ def test_a_page_of_a_model_that_never_broke() -> None:
     values["*:*"] |= {"pairs.broken": 0.0, "dx.broken": None}
     values["stem:0"]["abs.broken"] = values["stem:1"]["abs.broken"] = None
 
-    page = markdown("t", {"strong": neurons(values)}, {"strong": 1.0}, "f.png", 0.5, aligned=False)
+    page = markdown("t", {"strong": neurons(values)}, {"strong": 1.0}, {}, "f.png", 0.5, aligned=False)
 
     assert "There is no second model" in page
     (line,) = (line for line in page.splitlines() if line.startswith("| stem"))
     assert [cell.strip() for cell in line.split("|")[2:-1]] == ["–", "3", "–", "15", "1 (2)"]
+
+
+def test_a_page_compares_the_attack_with_noise_on_the_weights() -> None:
+    """Ten channels that both move in the same order: the two most sensitive are shared, by chance 1 in 45 times."""
+    attacked, noisy = (measured(stem=[scale * value for value in range(1, 11)]) for scale in (1.0, 3.0))
+    for subject, values in noisy.items():
+        if subject not in ("stem:*", "*:*"):
+            values["norm-level"] = (values["abs"] or 0.0) / 0.25
+
+    page = markdown("t", {"m": neurons(attacked)}, {"m": 0.5}, {"m": [neurons(noisy)]}, "f.png", 0.2, aligned=False)
+
+    assert "Under noise on the weights (‖Δ‖ / ‖W‖ = 0.25 in each layer)" in page
+    line = page.split("σ_w/sd", 1)[1].splitlines()[2]
+    cells = [cell.strip() for cell in line.split("|")[1:-1]]
+    assert [cells[0], cells[1], *cells[3:]] == ["stem", "16.5", "2 of 2", "0.0222", "1"]
 
 
 # ---- from end to end
@@ -220,6 +235,7 @@ def test_the_report_is_a_page_and_a_picture_per_attack(studied: tuple[Results, P
     assert "## digits-cnn (pgd) against digits-cnn (standard)" in page  # the weaker one is the reference
     assert "Channel numbers need not correspond" in page
     assert "| relu3   |         64 |" in page
+    assert page.count("Under noise on the weights (‖Δ‖ / ‖W‖ = 0.1 in each layer)") == 2
     assert paths[0].read_bytes().startswith(b"\x89PNG")
     again = [path.read_bytes() for path in report.render(results, tmp_path)]
     assert again == [path.read_bytes() for path in paths]
