@@ -88,6 +88,11 @@ def probe_of(function: Callable[..., Any]) -> type[api.Probe]:
     return type("Odd", (WeightNorm,), {"name": "odd", "measure": lambda self, *arguments: function(*arguments)})
 
 
+def probe_of_examples(*subjects: str) -> type[api.Probe]:
+    found = {subject: {"value": 1.0} for subject in subjects}
+    return type("Odd", (probe_of(lambda model, batch, rng: found),), {"axis": "example"})
+
+
 def hooked(model: nn.Module, batch: api.Batch, rng: torch.Generator) -> Any:
     model.register_forward_hook(lambda *_: None)
     return {"layer": {"value": 1.0}}
@@ -97,6 +102,8 @@ def hooked(model: nn.Module, batch: api.Batch, rng: torch.Generator) -> Any:
     (probe_of(hooked), "changes its argument model (hooks of )"),
     (probe_of(lambda model, batch, rng: {}), "measures nothing"),
     (probe_of(lambda model, batch, rng: {"model": {"value": 1.0}}), "the subject 'model', which is no layer"),
+    (probe_of_examples("*", "1", "2"), "the subject '2', which is no example"),
+    (probe_of_examples("all"), "the subject 'all', which is no example"),
     (probe_of(lambda model, batch, rng: {"a": {"value": torch.ones(())}}), "give Python numbers"),
     (probe_of(lambda model, batch, rng: {"a": {"value": float(torch.rand(()))}}), "draw from rng alone"),
     (probe_of(lambda model, batch, rng: {"a": {"v": float(batch.clean.sub_(1).sum())}}), "changes its argument clean"),

@@ -110,6 +110,16 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "torchattacks": [{"attack": "PGD", "options": {"steps": 3}}],
     "torchattacks-minimum-norm": [{"attack": "DeepFool", "options": {"steps": 10}}],
     "autoattack": [{"steps": 3, "queries": 5, "version": version} for version in ("standard", "plus", "rand")],
+    "attribution-statistics": [
+        {},
+        {
+            "attributions": [{"method": "integrated-gradients", "steps": 4}, {"method": "noise-tunnel", "samples": 2}],
+            "target": "true",
+            "reduction": "none",
+            "examples": 4,
+        },
+    ],
+    "attribution-quality": [{}, {"attributions": [{"method": "gradient-shap", "samples": 2}], "samples": 3}],
     "autoattack-reference": [{"version": "custom", "attacks": ["apgd-ce"]}],
 }
 SHAPES = {
@@ -138,8 +148,8 @@ def make(offer: Offer, options: dict[str, Any]) -> Any:
 
 
 def test_nothing_that_is_built_in_is_broken_and_no_name_in_the_options_is_old() -> None:
-    names = {offer.name for kind in ("dataset", "model", "defense", "attack") for offer in REGISTRY.offers(kind)}  # type: ignore[arg-type]
-    names |= {offer.name for kind in ("weight_perturbation", "figure") for offer in REGISTRY.offers(kind)}  # type: ignore[arg-type]
+    kinds = ("dataset", "model", "defense", "attack", "weight_perturbation", "figure", "probe")
+    names = {offer.name for kind in kinds for offer in REGISTRY.offers(kind)}  # type: ignore[arg-type]
 
     assert REGISTRY.broken == []
     assert OPTIONS.keys() | SHAPES.keys() <= names
