@@ -61,11 +61,9 @@ def test_wrong_answers_are_crossed_and_framed_and_right_ones_are_not(scenes: lis
 
     record = scenes[1].record
     wrong = int((~record.clean_correct).sum() + record.success.sum())
-    framed = [
-        ax for ax in figure.axes if ax.get_visible() and to_hex(ax.spines["top"].get_edgecolor()) == WRONG.lower()
-    ]
+    frames = [to_hex(ax.spines["top"].get_edgecolor()) for ax in figure.axes if ax.get_visible()]
     assert 0 < record.success.sum() < record.attacked.sum()
-    assert sum("✗" in text for text in texts(figure)) == wrong == len(framed)
+    assert sum("✗" in text for text in texts(figure)) == wrong == frames.count(WRONG.lower())
     assert texts(figure).count("not attacked") == (~record.attacked).sum()
 
 
@@ -226,14 +224,15 @@ def test_histograms_are_numpys_densities_over_shared_bins_of_unscaled_values(sce
     values = []
     for images in (scene.examples.images, scene.adversarial):
         target = scene.network(images).argmax(1)
-        values.append(
-            captum.attr.Saliency(scene.network).attribute(images.clone(), target, abs=False).flatten().numpy()
-        )
+        phi = captum.attr.Saliency(scene.network).attribute(images.clone(), target, abs=False)
+        values.append(phi.flatten().numpy())
     edges = np.linspace(min(map(np.min, values)), max(map(np.max, values)), 31)
     for data, expected in zip((clean, adversarial), values, strict=True):
         heights, _ = np.histogram(expected, edges, density=True)
         np.testing.assert_allclose(data.edges, edges, atol=1e-5)
-        np.testing.assert_allclose(data.values, heights, atol=0.03 * heights.max())  # rounding moves a few at the edges
+        np.testing.assert_allclose(
+            data.values, heights, atol=2 * heights[heights > 0].min()
+        )  # of two values that rounding moves
 
 
 def test_only_broken_examples_count_unless_asked_otherwise(scenes: list[api.Scene]) -> None:
@@ -285,7 +284,7 @@ def test_all_zero_attributions_have_no_histogram(scenes: list[api.Scene]) -> Non
 
 def test_grad_cam_of_intact_and_perturbed_network_is_captums(scenes: list[api.Scene]) -> None:
     clean = scenes[0]
-    noisy = api_noisy(clean)
+    noisy = noisy_copy(clean)
     labels = clean.examples.labels[:2]
 
     (figure,) = draw("grad-cam", [clean, noisy], count=2, layer="2").values()
@@ -299,7 +298,7 @@ def test_grad_cam_of_intact_and_perturbed_network_is_captums(scenes: list[api.Sc
         np.testing.assert_allclose(np.stack(shown[place::3]), expected, atol=1e-5)
 
 
-def api_noisy(scene: api.Scene) -> api.Scene:
+def noisy_copy(scene: api.Scene) -> api.Scene:
     """``scene`` with a network whose weights were perturbed, as a grid would make it."""
     noise = Registry.discover().create("weight_perturbation", "weight-noise", {"level": 0.5})
     network = noise.apply(scene.network, torch.Generator().manual_seed(0))
@@ -309,7 +308,7 @@ def api_noisy(scene: api.Scene) -> api.Scene:
 
 @pytest.mark.parametrize("scale", ["row", "map"])
 def test_the_maps_of_a_row_share_their_colours_unless_asked_otherwise(scenes: list[api.Scene], scale: str) -> None:
-    (figure,) = draw("grad-cam", [scenes[0], api_noisy(scenes[0])], count=1, scale=scale).values()
+    (figure,) = draw("grad-cam", [scenes[0], noisy_copy(scenes[0])], count=1, scale=scale).values()
 
     limits = [ax.images[-1].get_clim()[1] for ax in figure.axes[1:]]
     largest = [float(np.max(picture)) for picture in pictures_of(figure)[1:]]
@@ -334,7 +333,5 @@ def test_a_map_that_is_zero_says_so(scenes: list[api.Scene]) -> None:
 def test_a_network_without_a_convolution_needs_a_layer(scenes: list[api.Scene]) -> None:
     flat = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 
-    with pytest.raises(
-        ContractError, match="no convolution in the network; name a layer with maps. Its layers: '0', '1'"
-    ):
+    with pytest.raises(ContractError, match=r"name a layer with maps\. Its layers: '0', '1'"):
         draw("grad-cam", [replace(scenes[0], network=flat)])
