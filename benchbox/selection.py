@@ -15,6 +15,8 @@ from benchbox.grid import GridFile, describe
 
 Entry = str | Mapping[str, Any]
 """``"pgd"``, ``'pgd, steps = 20'`` or ``{"name": "pgd", "steps": 20}``; of threats the first word is the norm."""
+LEFT_OUT = {"weight_perturbation": ("weight_perturbation",), "attack": ("attack", "threat")}
+"""What "none" leaves out; the defense "none" is an entry like any other."""
 HEADS = {"threat": "norm"}  # what the first word of an entry says, where that is no name
 
 
@@ -22,12 +24,16 @@ def select(grid: Path | None = None, examples: int | None = None, **entries: Seq
     """The grid file ``grid``, or a grid of its own, with these ``entries`` (``dataset``, ``model``, ``attack``, …).
 
     The entries of a kind take the place of those of the file; one that gives a name alone picks the file's entries of
-    this name, with their options. ``examples``: the first so many examples; by default the file's, else 64. Raises
+    this name, with their options, and "none" as the weight perturbation or the attack leaves out those of the file.
+    ``examples``: the first so many examples; by default the file's, else 64. Raises
     GridError that says which entry is wrong.
     """
     raw = read_toml(grid) if grid else {"name": "figure", "examples": 64}
     for kind, wanted in entries.items():
-        if wanted:
+        if list(wanted) == ["none"] and kind in LEFT_OUT:
+            for lost in LEFT_OUT[kind]:
+                raw.pop(lost, None)
+        elif wanted:
             chosen = [entry for words in wanted for entry in _entries(kind, words, raw.get(kind, []))]
             raw[kind] = chosen if kind != "dataset" else _only(chosen)
     if examples is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,6 +11,7 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure as Drawing
+from matplotlib.ticker import NullLocator
 from pydantic import Field
 
 from benchbox import api
@@ -21,6 +23,7 @@ from benchbox_attributions.methods import InputXGradient
 from benchbox_figures.attributions import Attribution, Target, maps, title
 from benchbox_figures.panels import Shown, attack_name, chosen, model_name, named
 
+DASHES = ("-", "--", ":", "-.")
 ADVERSARIAL, CLEAN = "#D55E00", "#0072B2"
 WIDTH = 0.05
 """The linear part of the symmetric log axis, as a share of the median size of what is not 0."""
@@ -68,6 +71,7 @@ class AttributionHistogram(api.Figure):
         )
         bins: int = Field(60, ge=2, le=1000, description="how many bins, the same for all in a panel")
         symlog: bool = Field(False, description="a symmetric logarithmic axis, which shows small values beside large")
+        log_density: bool = Field(False, description="a logarithmic density, which shows the tails")
 
     def draw(self, scenes: Sequence[api.Scene], rng: torch.Generator) -> Mapping[str, Drawing]:
         labels, state = Labels(scene.cell for scene in scenes), rng.get_state()
@@ -92,17 +96,20 @@ class AttributionHistogram(api.Figure):
                     colour = (ADVERSARIAL if number else CLEAN) if by_method else COLOURS[number % len(COLOURS)]
                     label = curve.inputs if by_method else curve.method
                     heights = axis.density(curve.values)
-                    ax.stairs(heights, axis.edges, fill=True, alpha=0.25, color=colour)
-                    ax.stairs(heights, axis.edges, color=colour, label=label, linewidth=1.4)
+                    if by_method:
+                        ax.stairs(heights, axis.edges, fill=True, alpha=0.25, color=colour)
+                    dashes = "-" if by_method else DASHES[number % len(DASHES)]
+                    ax.stairs(heights, axis.edges, color=colour, label=label, linewidth=1.4, linestyle=dashes)
                 axis.scale(ax)
+                if options.log_density:
+                    ax.set_yscale("log")
                 ax.set_title(heading)
                 ax.set_xlabel(f"attribution{'' if options.of == 'values' else f', {options.of} per example'}")
                 ax.legend(fontsize=8.5)
             axes[0].set_ylabel("density" + (" on this axis" if options.symlog else ""))
             which = "" if options.which == "first" else f", {options.which}"
-            figure.suptitle(
-                f"{scene.cell.dataset.name}: {model_name(labels, scene.cell)} · {len(index)} examples{which}", fontsize=11
-            )  # fmt: skip
+            model = f"{scene.cell.dataset.name}: {model_name(labels, scene.cell)}"
+            figure.suptitle(f"{model} · {len(index)} examples{which}", fontsize=11)
         return figure
 
     def _curves(
@@ -151,6 +158,13 @@ class Axis:
         return np.histogram(values, self.edges)[0] / len(values) / np.diff(places)
 
     def scale(self, ax: Any) -> None:
-        """Set the scale of ``ax``."""
-        if self.width is not None:
-            ax.set_xscale("asinh", linear_width=self.width)
+        """Set the scale of ``ax``, with ticks at 0 and at most three powers of ten to either side."""
+        if self.width is None:
+            return
+        ax.set_xscale("asinh", linear_width=self.width)
+        low, high = math.ceil(math.log10(self.width)), math.floor(math.log10(np.abs(self.edges).max()))
+        powers = range(high, low - 1, -max(1, math.ceil((high - low + 1) / 3)))
+        ticks = [0.0, *(sign * 10.0**power for power in powers for sign in (-1, 1))]
+        ax.set_xticks([tick for tick in sorted(ticks) if self.edges[0] <= tick <= self.edges[-1]])
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.xaxis.set_major_formatter("{x:g}")

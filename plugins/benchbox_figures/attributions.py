@@ -53,7 +53,7 @@ def maps(
     size of the batches changes nothing.
     """
     state, found = rng.get_state(), []
-    for some, true in zip(images.split(BATCH), labels.split(BATCH), strict=True):
+    for some, true in zip(torch.split(images, BATCH), torch.split(labels, BATCH), strict=True):
         rng.set_state(state)
         classes = predicted(scene.network, some) if target == "predicted" else true
         found.append(attribute(scene.network, some, method, classes, rng).detach().sum(1).cpu())

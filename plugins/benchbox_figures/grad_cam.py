@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from benchbox_attributions.methods import GradCam as Method
 from benchbox_figures.attributions import Target, maps
 from benchbox_figures.panels import LINE, SIZE, Shown, attack_name, chosen, frame_wrong, model_name, say, show
 
+TITLE = 20  # letters of a heading that fit above an image
 ENLARGED = 1.3  # of the size of a small image
 
 
@@ -62,7 +64,7 @@ class GradCam(api.Figure):
         labels = scenes[0].record.label[index]
         side = ENLARGED * SIZE
         with matplotlib.rc_context(STYLE):
-            size = (side * 1.15 * (len(columns) + 1) + 0.9, (side + 2.4 * LINE / 72) * len(index) + 1.1)
+            size = (side * 1.15 * (len(columns) + 1) + 0.9, (side + 3.4 * LINE / 72) * len(index) + 1.1)
             figure = Drawing(figsize=size, layout="constrained")
             axes = figure.subplots(len(index), len(columns) + 1, squeeze=False)
             for row, line in enumerate(axes):
@@ -85,7 +87,7 @@ class GradCam(api.Figure):
         found: dict[str, _Column] = {}
         for scene in scenes:
             record, labels = scene.record, scene.examples.labels[index]
-            model = model_name(names, scene.cell).replace(" · ", "\n")
+            model = "\n".join(textwrap.fill(text, TITLE) for text in model_name(names, scene.cell).split(" · "))
             kinds = [(model, scene.examples.images, record.clean_prediction, record.clean_rejected)]
             if scene.adversarial is not None:
                 heading = f"{model}\n{attack_name(names, scene.cell)}"
@@ -102,9 +104,7 @@ def last_convolution(network: nn.Module) -> str:
     names = [name for name, part in network.named_modules() if isinstance(part, nn.Conv2d)]
     if not names:
         known = ", ".join(repr(name) for name, _ in network.named_modules() if name) or "none"
-        raise api.ContractError(
-            f"grad-cam: the network has no convolution; name a layer with maps. Its layers: {known}"
-        )
+        raise api.ContractError(f"grad-cam: no convolution in the network; name a layer with maps. Its layers: {known}")
     return names[-1]
 
 
@@ -118,5 +118,4 @@ def _map(ax: Any, column: _Column, row: int, label: int, scale: float) -> None:
     say(ax, 0, "rejected" if rejected else f"predicted {prediction}", wrong)
     if wrong:
         frame_wrong(ax)
-    if not bool(cam.any()):
-        say(ax, 1, "map all zero")
+    say(ax, 1, f"max {float(cam.max()):.2g}")

@@ -41,6 +41,7 @@ class _Row:
     title: str
     images: Tensor
     verdicts: Sequence[tuple[str, Array, Array]]
+    attacked: Array | None = None  # bool (n,); None: they are the clean images
 
 
 class Images(api.Figure):
@@ -87,6 +88,9 @@ class Images(api.Figure):
 
     def _image(self, ax: Any, row: _Row, position: int, label: int, first: bool) -> None:
         show(ax, row.images[position])
+        if row.attacked is not None and not row.attacked[position]:
+            say(ax, 0, "not attacked", colour=QUIET)
+            return
         start = 0
         if first and self.options.labels:
             say(ax, 0, f"true {label}")
@@ -110,7 +114,7 @@ def _models(scenes: Sequence[api.Scene]) -> dict[str, api.Scene]:
 def _letters(scenes: Sequence[api.Scene]) -> dict[str, str]:
     """A letter for each protected model, by name; none where there is only one."""
     names = list(_models(scenes))
-    return dict(zip(names, ascii_uppercase if len(names) > 1 else [""], strict=False))
+    return dict(zip(names, ascii_uppercase if len(names) > 1 else ["predicted"], strict=False))
 
 
 def _clean(scenes: Sequence[api.Scene]) -> _Row:
@@ -125,8 +129,9 @@ def _clean(scenes: Sequence[api.Scene]) -> _Row:
 def _attacked(scene: api.Scene, images: Tensor, scenes: Sequence[api.Scene]) -> _Row:
     labels = Labels(scene.cell for scene in scenes)
     letter = _letters(scenes)[model_name(labels, scene.cell)]
-    title = f"{letter}\n{attack_name(labels, scene.cell, break_lines=True)}".strip()
-    return _Row(title, images, [(letter, scene.record.prediction, scene.record.rejected)])
+    title = attack_name(labels, scene.cell, break_lines=True)
+    title = f"{letter}\n{title}" if len(letter) == 1 else title
+    return _Row(title, images, [(letter, scene.record.prediction, scene.record.rejected)], scene.record.attacked)
 
 
 def _title(scenes: Sequence[api.Scene]) -> str:

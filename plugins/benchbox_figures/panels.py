@@ -80,11 +80,11 @@ def frame_wrong(ax: Any) -> None:
         spine.set(color=WRONG, linewidth=2.2)
 
 
-def say(ax: Any, line: int, text: str, wrong: bool = False) -> None:
+def say(ax: Any, line: int, text: str, wrong: bool = False, colour: str = INK) -> None:
     """Write ``text`` below an image, on the line number ``line`` from 0; wrong answers in red with a cross."""
     ax.annotate(
         f"{text} ✗" if wrong else text, (0.5, 0), (0, -3 - LINE * line), xycoords="axes fraction",
-        textcoords="offset points", ha="center", va="top", fontsize=8.5, color=WRONG if wrong else INK,
+        textcoords="offset points", ha="center", va="top", fontsize=8.5, color=WRONG if wrong else colour,
     )  # fmt: skip
 
 
