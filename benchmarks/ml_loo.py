@@ -33,8 +33,9 @@ from benchbox_metrics.detection import auroc
 from benchmarks.figures import Figure, report
 
 BATCH = 250
+CARLINI_WAGNER = {"steps": 200, "learning_rate": 0.05, "search_steps": 5, "initial_c": 1.0}
 ATTACKS: tuple[tuple[str, dict[str, Any], str], ...] = (
-    ("fgsm", {}, "linf"), ("pgd", {"steps": 40}, "linf"), ("carlini-wagner", {"steps": 100, "search_steps": 5}, "l2"),
+    ("fgsm", {}, "linf"), ("pgd", {"steps": 40}, "linf"), ("carlini-wagner", CARLINI_WAGNER, "l2"),
     ("uniform-noise", {}, "linf"),
 )  # fmt: skip
 DETECTORS: tuple[tuple[str, str, dict[str, Any]], ...] = (
