@@ -44,6 +44,7 @@ DETECTORS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("ml-loo single, std", "ml-loo", {"form": "single", "statistics": ["std"]}),
     ("ml-loo single, skip 0", "ml-loo", {"form": "single", "skip_below": 0.0}),
     ("IG-IQR", "attribution-detector", {"method": "integrated-gradients", "statistic": "iqr"}),
+    ("IG-std", "attribution-detector", {"method": "integrated-gradients", "statistic": "std"}),
     ("lid", "lid", {}),
     ("mahalanobis-features", "mahalanobis-features", {}),
     ("kernel-density", "kernel-density", {}),
@@ -111,7 +112,12 @@ def table(examples: int, calibration: int, eps: float, pairs: int) -> None:
         learns = name == "ml-loo" and options.get("form") != "single"
         chosen = options | ({"eps": eps, "pairs": pairs} if learns else {})
         detector = Registry.discover().create("defense", name, chosen)
-        protected = detector.protect(model, fitted_on, torch.Generator().manual_seed(0))
+        try:
+            protected = detector.protect(model, fitted_on, torch.Generator().manual_seed(0))
+        except api.ContractError as error:  # such as an interquartile range that is 0 on every image
+            print(f"{label}: {error}")
+            rows.append([label, "cannot be fitted"])
+            continue
         clean = scores(protected, test.images)
         rows += [[label, attack, *line(clean, scores(protected, images))] for attack, images in adversarial.items()]
         print(f"{label}: done", file=sys.stderr, flush=True)
