@@ -107,7 +107,7 @@ def table(examples: int, calibration: int, eps: float, pairs: int) -> None:
     adversarial = {name: attacked(model, correct, name, options, norm, eps) for name, options, norm in ATTACKS}
     for name, images in adversarial.items():
         print(f"{name}: {len(images)} of {len(correct)} images")
-    rows = []
+    rows: list[list[Any]] = []
     for label, name, options in DETECTORS:
         learns = name == "ml-loo" and options.get("form") != "single"
         chosen = options | ({"eps": eps, "pairs": pairs} if learns else {})
