@@ -33,8 +33,9 @@ from benchbox_metrics.detection import auroc
 from benchmarks.figures import Figure, report
 
 BATCH = 250
+CARLINI_WAGNER = {"steps": 200, "learning_rate": 0.05, "search_steps": 5, "initial_c": 1.0}
 ATTACKS: tuple[tuple[str, dict[str, Any], str], ...] = (
-    ("fgsm", {}, "linf"), ("pgd", {"steps": 40}, "linf"), ("carlini-wagner", {"steps": 100, "search_steps": 5}, "l2"),
+    ("fgsm", {}, "linf"), ("pgd", {"steps": 40}, "linf"), ("carlini-wagner", CARLINI_WAGNER, "l2"),
     ("uniform-noise", {}, "linf"),
 )  # fmt: skip
 DETECTORS: tuple[tuple[str, str, dict[str, Any]], ...] = (
@@ -43,6 +44,7 @@ DETECTORS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("ml-loo single, std", "ml-loo", {"form": "single", "statistics": ["std"]}),
     ("ml-loo single, skip 0", "ml-loo", {"form": "single", "skip_below": 0.0}),
     ("IG-IQR", "attribution-detector", {"method": "integrated-gradients", "statistic": "iqr"}),
+    ("IG-std", "attribution-detector", {"method": "integrated-gradients", "statistic": "std"}),
     ("lid", "lid", {}),
     ("mahalanobis-features", "mahalanobis-features", {}),
     ("kernel-density", "kernel-density", {}),
@@ -105,12 +107,17 @@ def table(examples: int, calibration: int, eps: float, pairs: int) -> None:
     adversarial = {name: attacked(model, correct, name, options, norm, eps) for name, options, norm in ATTACKS}
     for name, images in adversarial.items():
         print(f"{name}: {len(images)} of {len(correct)} images")
-    rows = []
+    rows: list[list[Any]] = []
     for label, name, options in DETECTORS:
         learns = name == "ml-loo" and options.get("form") != "single"
         chosen = options | ({"eps": eps, "pairs": pairs} if learns else {})
         detector = Registry.discover().create("defense", name, chosen)
-        protected = detector.protect(model, fitted_on, torch.Generator().manual_seed(0))
+        try:
+            protected = detector.protect(model, fitted_on, torch.Generator().manual_seed(0))
+        except api.ContractError as error:  # such as an interquartile range that is 0 on every image
+            print(f"{label}: {error}")
+            rows.append([label, "cannot be fitted"])
+            continue
         clean = scores(protected, test.images)
         rows += [[label, attack, *line(clean, scores(protected, images))] for attack, images in adversarial.items()]
         print(f"{label}: done", file=sys.stderr, flush=True)

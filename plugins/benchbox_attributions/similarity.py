@@ -105,7 +105,8 @@ def _ssim(pair: _Pair) -> Tensor:
     window = torch.outer(weights, weights) / weights.sum().square()
 
     def mean(maps: Tensor) -> Tensor:
-        return functional.conv2d(maps.flatten(0, 1)[:, None], window[None, None]).flatten(1).view(*maps.shape[:2], -1)
+        means = functional.conv2d(maps.flatten(0, 1)[:, None], window[None, None]).flatten(1)
+        return means.view(*maps.shape[:2], means.shape[1])
 
     mean_a, mean_b = mean(a), mean(b)
     spread = mean(a * a) - mean_a.square() + mean(b * b) - mean_b.square()

@@ -141,3 +141,13 @@ def test_the_smooth_measures_have_the_slopes_of_finite_differences() -> None:
         return torch.stack([found[name] for name in smooth], 1)
 
     assert torch.autograd.gradcheck(stacked, (one, other))
+
+
+def test_only_what_is_named_is_worked_out_also_for_no_maps_at_all() -> None:
+    one, other = torch.randn(2, 3, 1, 6, 6)
+
+    found = similarity(one, other, names=["top-iou", "cosine"])
+
+    assert list(found) == ["top-iou", "cosine"]
+    torch.testing.assert_close(found["cosine"], similarity(one, other)["cosine"])
+    assert {tuple(value.shape) for value in similarity(one[:0], other[:0]).values()} == {(0,)}

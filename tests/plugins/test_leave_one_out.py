@@ -355,6 +355,25 @@ def test_sampled_features_have_the_differences_of_all(kind: dict[str, Any], refe
     assert found.requires_grad
 
 
+def test_each_image_can_have_sampled_features_of_its_own() -> None:
+    loo, x = LeaveOneOut(network(), ALL_UNITS, LeaveOneOutOptions()), images(3)
+    chosen = torch.tensor([[2, 0], [34, 7], [5, 5]])
+
+    found = loo.sampled(x, chosen)
+
+    truth = loo.differences(x)
+    own = torch.stack([truth[image][:, chosen[image]] for image in range(3)])
+    torch.testing.assert_close(found, own, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("least", "truth"), [(0.0, [[False, True, True]]), (0.1, [[False, False, True]])])
+def test_a_feature_has_changed_when_one_of_its_values_differs_enough(least: float, truth: list[list[bool]]) -> None:
+    x = torch.tensor([[0.0, 0.1, 0.05], [0.0, 0.0, 0.2]]).view(1, 2, 1, 3)
+    loo = LeaveOneOut(nn.Flatten(), ["logits"], LeaveOneOutOptions())
+
+    assert loo.changed(x, least).tolist() == truth
+
+
 @pytest.mark.parametrize("reference", ["zero", "blur"])
 def test_the_gradient_of_sampled_differences_is_that_of_finite_differences(reference: Any) -> None:
     model = network(torch.float64)
