@@ -249,7 +249,7 @@ def test_probe(offer: Offer, options: dict[str, Any], trained_digits: Any) -> No
 
 @pytest.mark.parametrize(("offer", "options"), built_in("figure"))
 def test_figure(offer: Offer, options: dict[str, Any], trained_digits: Any) -> None:
-    scenes = contracts.sample_scenes(trained_digits.model, trained_digits.test.head(24), noise=0.6)
+    scenes = contracts.sample_scenes(trained_digits.model, trained_digits.test.head(40), noise=0.6)
 
     contracts.check_figure(make(offer, options), scenes)
 
