@@ -285,8 +285,8 @@ class Defense(Plugin):
     def build(self, model: nn.Module, fitted: Mapping[str, Tensor], rng: torch.Generator) -> Protected:
         """Return the model behind this defense, from what :meth:`fit` gave and the options alone.
 
-        The tensors are on the model's device and hold what :meth:`fit` returned, bit for bit; ``rng`` is as it was
-        before the fit.
+        The tensors are on the model's device and hold what :meth:`fit` returned, bit for bit and contiguous;
+        ``rng`` is as it was before the fit.
         """
         raise ContractError(f"defense {self.name!r} is fitted but not built: write its method build, too")
 
@@ -300,7 +300,8 @@ class Defense(Plugin):
         fitted = self.fit(model, calibration, rng)
         if fitted is None:
             raise ContractError(f"defense {self.name!r} does nothing: write its method protect, or fit and build")
-        return self.build(model, fitted, rng.manual_seed(rng.initial_seed()))
+        plain = {name: value.contiguous() for name, value in fitted.items()}  # as files have them: layouts round apart
+        return self.build(model, plain, rng.manual_seed(rng.initial_seed()))
 
 
 # ------------------------------------------------------------------------------------------------ attacks

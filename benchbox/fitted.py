@@ -44,7 +44,7 @@ def protect(
         found = defense.fit(model, calibration(), rng)
         if found is None:
             return defense.protect(model, calibration(), rng), {}, flags  # says which method is missing
-        state = dict(found)
+        state = {name: value.contiguous() for name, value in found.items()}  # as files have them: layouts round apart
         try:
             save_fitted(folder, key, state)
         except OSError as error:
