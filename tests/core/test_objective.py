@@ -86,12 +86,7 @@ class TestTrades:
         worst = [max(kl(coin(z), coin(z + reach)), kl(coin(z), coin(z - reach))) for z in logit]
         entropy = [-math.log(coin(z) if label else 1 - coin(z)) for z, label in zip(logit, y.tolist(), strict=True)]
         expected = sum(entropy) / 6 + 2.0 * sum(worst) / 6
-        low = (
-            sum(entropy) / 6
-            + 2.0 * sum(min(kl(coin(z), coin(z + reach)), kl(coin(z), coin(z - reach))) for z in logit) / 6
-        )
-        assert low - 1e-4 <= float(found) <= expected + 1e-4
-        assert float(found) == pytest.approx(expected, rel=0.02)
+        assert float(found.detach()) == pytest.approx(expected, rel=0.02)
 
     def test_the_adversary_needs_a_start_aside(self, tmp_path: Path) -> None:
         path = tmp_path / "tiny.toml"
@@ -158,7 +153,9 @@ class TestAccumulation:
 def test_a_network_is_trained_and_its_card_says_how(method: str, table: str, tmp_path: Path) -> None:
     path = tmp_path / "tiny.toml"
     adversary = f"[{method}]\neps = 0.05\nsteps = 2\nvalidation_steps = 3\n{table}\n"
-    path.write_text(f'method = "{method}"' + BASE.format(size=32, accumulate=2) + adversary)
+    path.write_text(
+        f'method = "{method}"' + BASE.format(size=16, accumulate=2).replace("epochs = 2", "epochs = 6") + adversary
+    )
 
     result = train(path, Registry.discover(), tmp_path, tmp_path)
 
