@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import fields
@@ -108,3 +109,28 @@ def test_the_results_of_a_shared_fit_are_those_of_a_fit_of_their_own(found: Run,
 
     assert (shared, own) == (["from the cache"], ["computed"])
     np.testing.assert_array_equal(from_cache.loss, alone.loss)
+
+
+@pytest.mark.parametrize(
+    ("defense", "message"),
+    [
+        ('name = "mahalanobis-features"\nfpr = 0.0001', "too few to fix a false-positive rate of 0.0001: 10000 are"),
+        ('name = "kernel-density"\nfpr = 0.0001', "too few to fix a false-positive rate of 0.0001: 10000 are needed"),
+        ('name = "confidence-detector"\nfpr = 0.0001', "too few to fix a false-positive rate of 0.0001: 10000 are"),
+        ('name = "attribution-detector"\nfpr = 0.0001', "too few to fix a false-positive rate of 0.0001: 10000 are"),
+        ('name = "lesci"\nrank = 16\nk = 5000', r"entries .*, fewer than k = 5000: lower k or give more"),
+        ('name = "lid"\nreferences = 5000', "is less than references = 5000; lower it or enlarge the split"),
+    ],
+)
+def test_what_cannot_be_fitted_fails_its_cells_with_the_reason_and_keeps_nothing(
+    defense: str, message: str, tmp_path: Path, settings: Settings
+) -> None:
+    (tmp_path / "grid.toml").write_text(GRID + defense)
+
+    summary = run(tmp_path / "grid.toml", settings, Registry.discover(), Silent())
+
+    failures = benchbox.open_results(settings.database).failures()
+    assert summary.exit_code == 1
+    assert failures
+    assert all(re.search(message, failure.error) for failure in failures)
+    assert not list(tmp_path.rglob("*.safetensors"))

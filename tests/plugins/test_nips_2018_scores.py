@@ -20,7 +20,7 @@ MASK = component("defense", "mask")
 
 
 def needing(*distances: float) -> Record:
-    """A record of an attack that needed these L2 distances: 0 where the example was wrong before, inf where it failed."""
+    """A record of an attack that needed these L2 distances: 0 where the example was wrong, inf where it failed."""
     distance = np.array(distances)
     plain, correct = record(len(distance)), distance > 0
     return replace(
