@@ -182,7 +182,7 @@ def _train_epoch(recipe: Recipe, state: State, examples: Examples, number: int, 
         for part in torch.split(batch, recipe.batch_size):
             images = augment(examples.images[part], recipe.augmentation, rng)
             loss = objective(recipe, state.model, images, examples.labels[part], rng, share) * (len(part) / len(batch))
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             state.model.eval()
             total += loss.detach()
         state.optimiser.step()
