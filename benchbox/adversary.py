@@ -4,6 +4,8 @@ Resistant to Adversarial Attacks", §2.1. The attacks that benchmarks use are pl
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -32,19 +34,26 @@ def augment(images: Tensor, options: Augmentation, rng: torch.Generator) -> Tens
 
 
 def pgd(
-    model: nn.Module, x: Tensor, y: Tensor, adversary: Adversary, rng: torch.Generator, share: float = 1.0
-) -> Tensor:
-    """Images in [0, 1] within ``share`` of the adversary's eps of ``x`` (n, c, h, w) that raise the cross entropy.
+    model: nn.Module, x: Tensor, y: Tensor, adversary: Adversary, rng: torch.Generator, share: float = 1.0,
+    loss_of: Callable[[Tensor], Tensor] | None = None, start: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Images in [0, 1] within ``share`` of the adversary's eps of ``x`` (n, c, h, w) that raise the cross entropy, or
+    what ``loss_of`` makes of the logits (n, k): a sum over the images.
 
-    The last iterate of projected gradient descent; the model must be in evaluation mode.
+    The last iterate of projected gradient descent, from ``start`` where it is given (put into the ball and the range)
+    instead of where the adversary says; the model must be in evaluation mode.
     """
     eps = adversary.eps * share
     length = (adversary.step_size or 2.5 * adversary.eps / adversary.steps) * share
-    start = _random_in_ball(x, eps, adversary.norm, rng) if adversary.random_start else torch.zeros_like(x)
-    adversarial = (x + start).clamp(0, 1)
+    if start is not None:
+        delta = _project(start - x, eps, adversary.norm)
+    else:
+        delta = _random_in_ball(x, eps, adversary.norm, rng) if adversary.random_start else torch.zeros_like(x)
+    adversarial = (x + delta).clamp(0, 1)
     for _ in range(adversary.steps):
         adversarial.requires_grad_()
-        loss = functional.cross_entropy(model(adversarial), y, reduction="sum")
+        logits = model(adversarial)
+        loss = loss_of(logits) if loss_of else functional.cross_entropy(logits, y, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, adversarial)
         moved = adversarial.detach() + length * _direction(gradient, adversary.norm)
         adversarial = (x + _project(moved - x, eps, adversary.norm)).clamp(0, 1)

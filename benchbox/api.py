@@ -273,14 +273,37 @@ class Defense(Plugin):
     """Whether ``surrogate`` lets gradients through; if not, only attacks without gradients meet it adaptively."""
     detects: bool = False
     """Whether it rejects inputs; its surrogate then has a "rejected" column."""
+    unfitted: ClassVar[tuple[str, ...]] = ()
+    """Options that :meth:`fit` does not look at: defenses that differ in these alone share what they were fitted to."""
 
-    @abstractmethod
+    def fit(self, model: nn.Module, calibration: Examples, rng: torch.Generator) -> Mapping[str, Tensor] | None:
+        """Return all that is learnt from ``calibration`` (never from test data): tensors by name, numbers as 0-d ones.
+
+        They are kept by the identities of data set, model, weight perturbation and defense, and the seed, so that
+        another run fits nothing. None: the defense has no such state, and :meth:`protect` does all.
+        """
+        return None
+
+    def build(self, model: nn.Module, fitted: Mapping[str, Tensor], rng: torch.Generator) -> Protected:
+        """Return the model behind this defense, from what :meth:`fit` gave and the options alone.
+
+        The tensors are on the model's device and hold what :meth:`fit` returned, bit for bit and contiguous;
+        ``rng`` is as it was before the fit.
+        """
+        raise ContractError(f"defense {self.name!r} is fitted but not built: write its method build, too")
+
     def protect(self, model: nn.Module, calibration: Examples, rng: torch.Generator) -> Protected:
-        """Return the model behind this defense, fitted on ``calibration`` (never on test data).
+        """Return the model behind this defense, fitted on ``calibration``. By default through :meth:`fit`, whose result
+        is kept, and :meth:`build`; override these two, or this one.
 
         A defense that is random when it is used keeps ``rng`` and draws from it. It is a generator of the CPU: draw
         there and move what was drawn to the device of the images.
         """
+        fitted = self.fit(model, calibration, rng)
+        if fitted is None:
+            raise ContractError(f"defense {self.name!r} does nothing: write its method protect, or fit and build")
+        plain = {name: value.contiguous() for name, value in fitted.items()}  # as files have them: layouts round apart
+        return self.build(model, plain, rng.manual_seed(rng.initial_seed()))
 
 
 # ------------------------------------------------------------------------------------------------ attacks

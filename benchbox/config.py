@@ -33,12 +33,17 @@ class Settings(BaseModel):
     threads: int | None = Field(None, ge=1, description="CPU threads of each worker; the default shares the cores")
     batch_size: int | None = Field(None, ge=1, description="overrides the grid's batch size")
     keep_examples: bool = Field(True, description="keep the adversarial examples, so that `verify` works")
+    keep_fitted: bool = Field(True, description="keep what defenses were fitted to, so that another run fits nothing")
     plugins: tuple[str, ...] = Field((), description="modules to register beside the installed plugins")
     block: tuple[str, ...] = Field((), description="distributions, entry points or modules to leave out")
 
     @property
     def examples_dir(self) -> Path | None:
         return self.output / "examples" if self.keep_examples else None
+
+    @property
+    def fitted_dir(self) -> Path | None:
+        return self.output / "fitted" if self.keep_fitted else None
 
 
 def load_settings(flags: Mapping[str, Any] | None = None, folder: Path | None = None) -> Settings:

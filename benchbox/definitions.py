@@ -14,7 +14,7 @@ from benchbox.errors import GridError
 from benchbox.grid import Eps, Strict, describe
 from benchbox.registry import did_you_mean
 
-COLUMNS = ("clean", "robust", "attacks", "notes", "cost")
+COLUMNS = ("clean", "robust", "oblivious", "attacks", "notes", "cost")
 """Columns with a name of their own; any other is a score, written ``metric/name``."""
 
 
@@ -62,9 +62,10 @@ class Definition(Strict):
     )
     examples: int | None = Field(default=None, ge=1, description="only results on the first N test examples")
     columns: list[str] = Field(
-        default=["clean", "robust", "attacks", "notes", "cost"],
+        default=["clean", "robust", "oblivious", "attacks", "notes", "cost"],
         min_length=1,
-        description="clean, robust (worst case), attacks (one column each), notes, cost, or any score as metric/name",
+        description="clean, robust (worst case), oblivious (the attackers do not know the defense; with the drop from "
+        "there to robust), attacks (one column each), notes, cost, or any score as metric/name",
     )
     rank_by: Literal["robust", "clean"] = Field(
         default="robust", description="robust (worst case over the attacks) or clean"

@@ -185,6 +185,7 @@ class Execution:
     threads: int | None = None
     plugins: tuple[str, ...] = ()  # modules named in the settings, registered beside the entry points
     blocked: tuple[str, ...] = ()
+    fitted_dir: Path | None = None  # where that is kept what defenses were fitted to; None keeps nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,7 +308,13 @@ class Flag:
     @property
     def casts_doubt(self) -> bool:
         """Whether it is about the verdict; the others say that something beside it is missing."""
-        return self.name not in ("examples-not-kept", "probe-failed", "too-few-classes")
+        return self.name not in (
+            "examples-not-kept",
+            "fitted-state-damaged",
+            "fitted-state-not-kept",
+            "probe-failed",
+            "too-few-classes",
+        )
 
 
 @dataclass(frozen=True, slots=True)

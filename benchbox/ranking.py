@@ -31,6 +31,17 @@ class Standing:
     reasons: tuple[str, ...] = ()
     rank: int | None = None
     p_above: float | None = None  # McNemar against the ranked line above
+    oblivious: Share | None = None  # the worst case over the attackers who do not know the defense
+
+    @property
+    def drop(self) -> float | None:
+        """The share of examples that only attackers who know the defense break; None where one side is missing.
+
+        Never negative: what breaks an example obliviously counts against the adaptive line as well.
+        """
+        if self.oblivious is None or self.robust is None or self.names.access != "adaptive":
+            return None
+        return self.oblivious.value - self.robust.value
 
     @property
     def like_above(self) -> bool:
@@ -107,6 +118,7 @@ def standing(system: System, columns: Sequence[str], labels: Labels, required: S
         cost=Cost(*(sum(getattr(row.cost, part) for row in rows) for part in ("seconds", "forwards", "backwards"))),
         missing=missing,
         reasons=tuple(reasons),
+        oblivious=system.oblivious,
     )  # fmt: skip
 
 

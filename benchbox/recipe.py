@@ -92,7 +92,7 @@ class Adversary(Strict):
 
 
 class TrainingAdversary(Adversary):
-    """The adversary of the method pgd."""
+    """The adversary of the method pgd, and what those of trades and alp share with it."""
 
     warmup_epochs: int = Field(
         default=0, ge=0, description="epochs in which eps (and the step) grows from 0 to its value"
@@ -101,6 +101,26 @@ class TrainingAdversary(Adversary):
     validation_examples: int = Field(
         default=1000, ge=1, description="how many validation images are attacked each epoch"
     )
+
+
+class Trades(TrainingAdversary):
+    """The adversary of TRADES, which raises the divergence from the clean answer and starts near the clean image, and
+    the price of what it reaches (Zhang et al. 2019, arXiv 1901.08573, algorithm 1)."""
+
+    beta: float = Field(default=6.0, gt=0, description="weight of the divergence, the paper's 1 / lambda: 1 to 6")
+
+    @model_validator(mode="after")
+    def _starts_aside(self) -> Self:
+        if not self.random_start:
+            raise ValueError("the divergence has no gradient at the clean image; leave random_start out")
+        return self
+
+
+class Alp(TrainingAdversary):
+    """The adversary of adversarial logit pairing, and the price of the distance between the logits (Kannan et al. 2018,
+    arXiv 1803.06373)."""
+
+    weight: float = Field(default=0.5, gt=0, description="weight of the squared distance of the logits")
 
 
 class Evaluation(Adversary):
@@ -112,9 +132,17 @@ class Evaluation(Adversary):
 class Recipe(Strict):
     """What `benchbox train` does. A seed and a recipe give the same weights on the same machine."""
 
-    method: Literal["standard", "pgd"] = Field(description="train on clean images, or on those of the adversary [pgd]")
+    method: Literal["standard", "pgd", "trades", "alp"] = Field(
+        description="train on clean images, on those of the adversary [pgd], or on both: [trades], [alp]"
+    )
     epochs: int = Field(ge=1, description="passes over the training images")
-    batch_size: int = Field(default=128, ge=1, description="images per step")
+    batch_size: int = Field(default=128, ge=1, description="images that go through the network at once")
+    accumulate: int = Field(
+        default=1,
+        ge=1,
+        description="batches whose gradients make one step, like one of batch_size × accumulate images (but for batch "
+        "norm, which sees each batch by itself)",
+    )
     seed: int = Field(
         default=0, ge=0, description="of the validation split, the order of images, augmentation and adversary"
     )
@@ -128,13 +156,23 @@ class Recipe(Strict):
     schedule: Schedule = Field(default=Schedule(), description="the learning rate's course")
     augmentation: Augmentation = Field(default=Augmentation(), description="changes of the training images")
     pgd: TrainingAdversary | None = Field(default=None, description="the adversary of the method pgd")
+    trades: Trades | None = Field(default=None, description="adversary and weight of the method trades")
+    alp: Alp | None = Field(default=None, description="adversary and weight of the method alp")
     evaluation: Evaluation | None = Field(default=None, description="attack on the test images for the card")
 
     @model_validator(mode="after")
     def _method_has_adversary(self) -> Self:
-        if (self.method == "pgd") != (self.pgd is not None):
-            raise ValueError('a table [pgd] belongs to method = "pgd", and to it alone; add or remove one of them')
+        for name in ("pgd", "trades", "alp"):
+            if (self.method == name) != (getattr(self, name) is not None):
+                raise ValueError(
+                    f'a table [{name}] belongs to method = "{name}", and to it alone; add or remove one of them'
+                )
         return self
+
+    @property
+    def adversary(self) -> TrainingAdversary | None:
+        """The method's own; None for standard training."""
+        return self.pgd or self.trades or self.alp
 
 
 def load_recipe(path: Path) -> Recipe:

@@ -101,6 +101,8 @@ def _record(board: Board, line: Standing, attacks: Sequence[str], scores: Sequen
         "attacker": line.attacker,
         **_share("clean", line.clean),
         **_share("robust", line.robust),
+        **_share("oblivious", line.oblivious),
+        "drop": line.drop,
         "upper_bound": bool(line.missing),
         "p_above": line.p_above,
         "notes": "; ".join(line.reasons),

@@ -104,6 +104,7 @@ def execution_of(settings: Settings, grid: GridFile, device: str) -> Execution:
     return Execution(
         data_dir=settings.data_dir.absolute(),
         examples_dir=settings.examples_dir.absolute() if settings.examples_dir else None,
+        fitted_dir=settings.fitted_dir.absolute() if settings.fitted_dir else None,
         batch_size=settings.batch_size or grid.batch_size,
         device=device,
         threads=settings.threads,

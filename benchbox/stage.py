@@ -15,6 +15,7 @@ from benchbox.batcher import Batcher
 from benchbox.domain import Cell, Component, Execution, Flag, Precision
 from benchbox.engine import Search
 from benchbox.errors import ContractError
+from benchbox.fitted import protect
 from benchbox.identity import derive_seed
 from benchbox.precision import search_copy
 from benchbox.registry import Registry
@@ -114,17 +115,22 @@ def prepare(cell: Cell, execution: Execution, registry: Registry) -> Stage:
     )
     defense: api.Defense | None = create(registry, cell.defense) if cell.defense else None
     protected = api.Protected(model)
+    notes: dict[str, str] = {}
+    flags: list[Flag] = []
     if defense:
-        calibration = dataset.load("calibration", execution.data_dir)
-        on_device = api.Examples(calibration.images.to(execution.device), calibration.labels.to(execution.device))
-        protected = defense.protect(model, on_device, rng)
+
+        def calibration() -> api.Examples:
+            split = dataset.load("calibration", execution.data_dir)
+            return api.Examples(split.images.to(execution.device), split.labels.to(execution.device))
+
+        protected, notes, flags = protect(defense, cell, execution, model, calibration, rng)
         if not isinstance(protected, api.Protected):
             raise ContractError(f"defense {defense.name!r} returned {type(protected).__name__}, not api.Protected")
     protected.requires_grad_(False)
     check_evaluation_mode(protected, cell.model)
     stage = Stage(
         execution, registry, dataset, examples, model, protected, defense, rng,
-        Batcher(execution.batch_size, execution.device),
+        Batcher(execution.batch_size, execution.device), notes=notes, flags=flags,
     )  # fmt: skip
     stage.reseed("clean", cell.prefix_seed, *_prefix(registry, cell), _seeding(registry, cell.defense))
     stage.clean = verdicts(stage, examples)

@@ -85,6 +85,12 @@ class System:
         return Share.of(self.robust_mask, keys) if keys else None
 
     @property
+    def oblivious(self) -> Share | None:
+        """The worst case over the attackers who do not know the defense; None where there were none."""
+        rows = self.attacked if self.cell.access == "oblivious" else self.transferred
+        return Share.of(worst_case(rows), [row.key for row in rows]) if rows else None
+
+    @property
     def beyond(self) -> int:
         """How many examples its attacks break and no attack of those who know the model does.
 

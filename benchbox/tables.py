@@ -13,6 +13,7 @@ from benchbox.sweeps import Sweep
 from benchbox.systems import Share
 
 MISSING = "missing"
+ABSENT = "–"  # where there can be no number
 NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
 SHORT = 12  # digits of a key that tables show
 
@@ -109,6 +110,11 @@ def legend(board: Board, brief: bool = False) -> list[str]:
             "Only results of adaptive attackers, who know the defense, are ranked; "
             "what breaks an example obliviously counts against the adaptive line as well."
         )
+    if "oblivious" in board.columns and any(line.drop is not None for line in board.standings):
+        lines.append(
+            "Drop: from the worst case over attackers who do not know the defense (oblivious) to the one over all "
+            "(robust), in percentage points. No defense is called robust on oblivious numbers."
+        )
     if any(line.names.access.startswith("transfer") for line in board.standings):
         lines.append(
             "Transferred examples were made on another model: their lines are not ranked and count against no other, "
@@ -173,9 +179,15 @@ def _names(names: Names, columns: Iterable[Column], attacker: str) -> list[Field
 def _columns(name: str, board: Board) -> list[Column]:
     if name == "attacks":
         return [Column(f"{attack} %", True, f"robust accuracy under {attack} alone", 2) for attack in board.attacks]
+    if name == "oblivious" and not _met_obliviously(board):
+        return []
     named = {
         "clean": [Column("Clean %", True, "accepted and classified correctly without an attack")],
         "robust": [Column("Robust %\n(worst case)", True, "no attack of the line succeeds; with its 95 % interval")],
+        "oblivious": [
+            Column("Oblivious %", True, "no attack by someone who does not know the defense succeeds; ranks nothing"),
+            Column("Drop", True, "points from oblivious to robust: what an attacker gains by knowing the defense"),
+        ],
         "cost": [
             Column("Seconds", True, "wall time of all attacks of the line", 3),
             Column("Passes", True, "forward and backward passes of the model per example, over all attacks", 3),
@@ -188,7 +200,11 @@ def _columns(name: str, board: Board) -> list[Column]:
 def _fields(name: str, line: Standing, board: Board) -> list[Field]:
     if name == "clean":
         return [share_field(line.clean)]
+    if name == "oblivious":
+        return _oblivious(line) if _met_obliviously(board) else []
     if name == "robust":
+        if line.names.access == "oblivious" and "oblivious" in board.columns:
+            return [Field(ABSENT, None, "not called robust: its attackers do not know the defense")]
         bound = "≤ " if line.missing else ""
         return [share_field(line.robust, bound, headline=True)]
     if name == "attacks":
@@ -202,9 +218,26 @@ def _fields(name: str, line: Standing, board: Board) -> list[Field]:
     return [_range(line.scores[name])]
 
 
+def _met_obliviously(board: Board) -> bool:
+    return any(line.oblivious for line in board.standings)
+
+
+def _oblivious(line: Standing) -> list[Field]:
+    """The worst case over oblivious attackers, and how much lower that of all attackers is."""
+    if not line.names.access or line.names.access.startswith("transfer"):
+        return [Field(ABSENT, None, "no defense to know of" if not line.names.access else "")] * 2
+    if line.drop is None:
+        nothing = Field(ABSENT if line.names.access == "oblivious" else MISSING, None, "not evaluated on both sides")
+        return [share_field(line.oblivious), nothing]
+    alone, n = round(line.drop * line.clean.n), line.clean.n
+    bound = "≥ " if line.missing else ""
+    title = f"{alone:,} of {n:,} examples are broken only by attackers who know the defense"
+    return [share_field(line.oblivious), Field(bound + percent(line.drop, n), 100 * line.drop, title)]
+
+
 def _rank(line: Standing) -> Field:
     if line.rank is None:
-        return Field("–", None, "not ranked: " + "; ".join(line.reasons))
+        return Field(ABSENT, None, "not ranked: " + "; ".join(line.reasons))
     against = f"p = {line.p_above:.3g} against the line above (McNemar)" if line.p_above is not None else ""
     return Field(f"{line.rank} ≈" if line.like_above else str(line.rank), float(line.rank), against)
 

@@ -1,4 +1,4 @@
-"""Train a model from a recipe: standard or against PGD, best epoch by validation accuracy, resumable bit by bit.
+"""Train a model from a recipe: standard or adversarial, best epoch by validation accuracy, resumable bit by bit.
 
 All randomness of an epoch comes from (seed, epoch), so a checkpoint needs no state of a generator, and an interrupted
 training goes on as if nothing had happened.
@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 import safetensors.torch
 import torch
 from torch import nn
-from torch.nn import functional
 
-from benchbox.adversary import augment, correct, pgd, robust_mask
+from benchbox.adversary import augment, correct, robust_mask
 from benchbox.api import Dataset, Examples
 from benchbox.errors import GridError, OptionError, PluginError
 from benchbox.identity import derive_seed, file_digest
-from benchbox.recipe import Named, Recipe, load_recipe
+from benchbox.objective import objective
+from benchbox.recipe import Adversary, Named, Recipe, TrainingAdversary, load_recipe
 from benchbox.runtime import computing, environment, global_seed
 from benchbox.training_state import Epoch, State, atomic, make_folder, resume, save
 
@@ -154,10 +154,10 @@ def _run_epoch(recipe: Recipe, state: State, data: _Data, number: int, source: P
         )
     clean = float(correct(state.model, data.validation).double().mean())
     robust = None
-    if recipe.pgd:
-        attacked = data.validation.head(recipe.pgd.validation_examples)
+    if recipe.adversary:
+        attacked = data.validation.head(recipe.adversary.validation_examples)
         rng = torch.Generator(device).manual_seed(derive_seed(recipe.seed, "attack on validation"))
-        mask = robust_mask(state.model, attacked, recipe.pgd.with_steps(recipe.pgd.validation_steps), 1, rng)
+        mask = robust_mask(state.model, attacked, _validating(recipe.adversary), 1, rng)
         robust = float(mask.double().mean())
     epoch = Epoch(number + 1, recipe.epochs, loss, clean, robust, False, time.perf_counter() - started)
     if not state.history or epoch.score >= state.best.score:  # of equals the later, at the lower learning rate
@@ -167,26 +167,31 @@ def _run_epoch(recipe: Recipe, state: State, data: _Data, number: int, source: P
 
 
 def _train_epoch(recipe: Recipe, state: State, examples: Examples, number: int, rng: torch.Generator) -> float:
-    """The mean loss over the epoch. A last, smaller batch is left out: its images come in other epochs."""
+    """The mean loss over the epoch. A last, smaller step is left out: its images come in other epochs."""
     order = torch.randperm(len(examples), generator=rng, device=rng.device)
-    batches = [batch for batch in torch.split(order, recipe.batch_size) if len(batch) == recipe.batch_size] or [order]
+    size = recipe.batch_size * recipe.accumulate
+    batches = [batch for batch in torch.split(order, size) if len(batch) == size] or [order]
     total = torch.zeros((), device=rng.device)
     for position, batch in enumerate(batches):
         now = number + position / len(batches)
         for group in state.optimiser.param_groups:
             group["lr"] = recipe.optimiser.lr * recipe.schedule.scale(now, recipe.epochs)
-        images, labels = augment(examples.images[batch], recipe.augmentation, rng), examples.labels[batch]
-        if recipe.pgd:
-            share = min(1.0, now / recipe.pgd.warmup_epochs) if recipe.pgd.warmup_epochs else 1.0
-            images = pgd(state.model, images, labels, recipe.pgd, rng, share)
-        state.model.train()
-        loss = functional.cross_entropy(state.model(images), labels, label_smoothing=recipe.label_smoothing)
+        warmup = recipe.adversary.warmup_epochs if recipe.adversary else 0
+        share = min(1.0, now / warmup) if warmup else 1.0
         state.optimiser.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        for part in torch.split(batch, recipe.batch_size):
+            images = augment(examples.images[part], recipe.augmentation, rng)
+            loss = objective(recipe, state.model, images, examples.labels[part], rng, share) * (len(part) / len(batch))
+            loss.backward()  # type: ignore[no-untyped-call]
+            state.model.eval()
+            total += loss.detach()
         state.optimiser.step()
-        state.model.eval()
-        total += loss.detach()
     return float(total) / len(batches)
+
+
+def _validating(adversary: TrainingAdversary) -> Adversary:
+    """The attack on the validation images."""
+    return adversary.with_steps(adversary.validation_steps)
 
 
 # ------------------------------------------------------------------------------------------------ files
@@ -218,11 +223,11 @@ def _card(recipe: Recipe, state: State, data: _Data, device: str) -> dict[str, A
             "attack": {"name": "pgd"} | recipe.evaluation.model_dump(mode="json"),
         }
     validation: dict[str, Any] = {"examples": len(data.validation), "clean_accuracy": best.clean}
-    if recipe.pgd:
+    if recipe.adversary:
         validation |= {
             "robust_accuracy": best.robust,
-            "attacked_examples": min(len(data.validation), recipe.pgd.validation_examples),
-            "attack": {"name": "pgd"} | recipe.pgd.with_steps(recipe.pgd.validation_steps).model_dump(mode="json"),
+            "attacked_examples": min(len(data.validation), recipe.adversary.validation_examples),
+            "attack": {"name": "pgd"} | _validating(recipe.adversary).model_dump(mode="json"),
         }
     return {
         "recipe": recipe.model_dump(mode="json"),

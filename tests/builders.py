@@ -12,6 +12,7 @@ import numpy as np
 from benchbox.domain import (
     Array,
     Cell,
+    CellFinished,
     Component,
     Cost,
     Flag,
@@ -19,6 +20,7 @@ from benchbox.domain import (
     Measurement,
     MetricScore,
     Outcome,
+    Plan,
     Record,
     Score,
     Threat,
@@ -97,6 +99,27 @@ def fill(url: str, cells: Sequence[Cell], grid: str = "toy") -> list[int]:
         ids = [store.save(run_id, item, outcome(item, seed), scores()) for seed, item in enumerate(cells)]
         store.finish_run(run_id, "finished")
     return ids
+
+
+class Silent:
+    """A progress display that only remembers what was said to it."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Cell] = []
+        self.warnings: list[str] = []
+        self.events: list[CellFinished] = []
+
+    def begin(self, plan: Plan, waiting: Any) -> None:
+        self.waiting = list(waiting)
+
+    def finished(self, event: CellFinished) -> None:
+        self.events.append(event)
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
+
+    def end(self) -> None:
+        pass
 
 
 @contextmanager

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import torch
 from torch import Tensor, nn
 
 from benchbox import api
+from benchbox.fitted import load_fitted, save_fitted
 from benchbox.testing.promises import Judge, check_plugin, other_global_seed, same_seed
+
+KEY = "0" * 64
+"""A key for what is kept for a moment."""
 
 CLEAR = 1e-4
 """How far, in logits, "rejected" must be from the best class before the two verdicts have to agree."""
@@ -29,6 +36,7 @@ def check_defense(defense: api.Defense, model: nn.Module, calibration: api.Examp
         _answers(judge, defense, protected, images[:0])
     judge.require(answers["logits"].shape[1] == model(images[:1]).shape[1], "returns logits for other classes")
     _check_repeatable(judge, defense, model, calibration, images)
+    _check_fitted(judge, defense, model, calibration, images)
     if defense.detects:
         _check_odd_evidence(judge, protected, images)
     _check_surrogate(judge, defense, protected, images, answers)
@@ -99,6 +107,25 @@ def _check_repeatable(
     _same(judge, first, whole, "for another generator; say stochastic = True")
     _same(judge, whole, again, "at a second call; say stochastic = True")
     _same(judge, whole, single, "to images one by one")
+
+
+def _check_fitted(
+    judge: Judge, defense: api.Defense, model: nn.Module, calibration: api.Examples, images: Tensor
+) -> None:
+    """What a defense was fitted to makes the same protected model when it comes back from a file."""
+    if type(defense).protect is not api.Defense.protect:
+        return
+    fitted = defense.fit(model, calibration, torch.Generator().manual_seed(0)) or {}
+    for name, value in fitted.items():
+        judge.require(isinstance(value, Tensor), f"is fitted to a {type(value).__name__} {name!r}; give tensors alone")
+    with TemporaryDirectory() as folder:
+        save_fitted(Path(folder), KEY, fitted)
+        kept = load_fitted(Path(folder), KEY) or {}
+    at_once = _protected(judge, defense, model, calibration, seed=0, global_seed=1)
+    from_file = defense.build(model, kept, torch.Generator().manual_seed(0)).requires_grad_(False).eval()
+    with torch.no_grad(), other_global_seed(1):
+        one, other = (_answers(judge, defense, protected, images) for protected in (at_once, from_file))
+    _same(judge, one, other, "when what it was fitted to comes from a file; build from that and the options alone")
 
 
 def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -67,6 +67,14 @@ class Scored(api.Protected, ABC):
                 f"{self.remedy}"
             )
 
+    def limits(self) -> dict[str, Tensor]:
+        """What :meth:`calibrate` fixed, as a part of what a defense is fitted to."""
+        return {name: torch.tensor(getattr(self, name), dtype=torch.float64) for name in ("threshold", "scale")}
+
+    def set_limits(self, fitted: Mapping[str, Tensor]) -> None:
+        """Take over the :meth:`limits` of another one."""
+        self.threshold, self.scale = fitted["threshold"].item(), fitted["scale"].item()
+
     @torch.no_grad()
     def scores(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
         """Scores of any number of ``images``, batch by batch and without gradients."""

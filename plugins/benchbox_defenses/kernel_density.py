@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -72,7 +73,7 @@ class KernelDensity(api.Defense):
         )
         references: int = Field(1000, ge=1, description="images per class, at most, that the density is made of")
 
-    def protect(self, model: nn.Module, calibration: api.Examples, rng: torch.Generator) -> InThinAir:
+    def fit(self, model: nn.Module, calibration: api.Examples, rng: torch.Generator) -> dict[str, Tensor]:
         """Takes the references from one half of the calibration images and the threshold from the other.
 
         Raises ContractError for an unknown layer, a class without images, features that are all the same, or too few
@@ -89,6 +90,15 @@ class KernelDensity(api.Defense):
                 f"{self.name}: two images of a class have the same features, or no class has two images to fit on; "
                 "choose another layer or enlarge the calibration split"
             )
-        protected = InThinAir(reader, features, fit.labels, self.options.width * typical)
+        width = self.options.width * typical
+        protected = InThinAir(reader, features, fit.labels, width)
         protected.calibrate(held_out.images, self.options.fpr)
+        kernel = torch.tensor(width, dtype=torch.float64)
+        return {"features": features, "labels": fit.labels, "width": kernel, **protected.limits()}
+
+    def build(self, model: nn.Module, fitted: Mapping[str, Tensor], rng: torch.Generator) -> InThinAir:
+        """See :meth:`benchbox.api.Defense.build`."""
+        reader = FeatureReader(model, [self.options.layer], self.name)
+        protected = InThinAir(reader, fitted["features"], fitted["labels"], fitted["width"].item())
+        protected.set_limits(fitted)
         return protected

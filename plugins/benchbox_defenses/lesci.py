@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -13,7 +14,7 @@ from torch.nn import functional
 from benchbox import api
 from benchbox_defenses.bank import Bank, Vote
 from benchbox_defenses.lesci_fit import Fitted, fit
-from benchbox_defenses.place import Place, changed_pass, read_pass, straight_through
+from benchbox_defenses.place import Place, changed_pass, find_place, read_pass, straight_through
 
 Output = Literal["label", "exemplar", "label-mean"]
 
@@ -89,8 +90,7 @@ class Lesci(api.Protected):
             return labels
         with torch.no_grad():
             images = fitted.sample.expand(len(labels), *fitted.sample.shape[1:])  # not seen: all is replaced
-            shape = fitted.shape
-            return changed_pass(self.model, self.place, images, lambda a: fitted.means.view(-1, *shape).to(a)).argmax(1)
+            return changed_pass(self.model, self.place, images, lambda a: fitted.means.view(a.shape).to(a)).argmax(1)
 
 
 class SoftVote(nn.Module):
@@ -136,6 +136,7 @@ class LesciDefense(api.Defense):
     """  # fmt: skip
 
     name = "lesci"
+    unfitted = ("threshold", "scale", "surrogate", "sharpness", "memory")
 
     class Options(api.Options):
         layer: str | None = Field(
@@ -164,15 +165,18 @@ class LesciDefense(api.Defense):
                     raise ValueError(f"{name} is only for {other} {value!r}: leave it out")
             return self
 
-    def protect(self, model: nn.Module, calibration: api.Examples, rng: torch.Generator) -> Lesci:
+    def fit(self, model: nn.Module, calibration: api.Examples, rng: torch.Generator) -> dict[str, Tensor]:
         """Fills the bank from the calibration images.
 
         Holds the codes (n, rank), with output ``exemplar`` all activations (n, m) as well. Raises ContractError for a
         layer that does not exist, a class without a correctly classified image, fewer entries than ``k``, and a
         ``rank`` above the number of features or of entries.
         """
-        place, fitted = fit(
+        return fit(
             model, calibration, self.options.layer, self.options.rank, self.options.k,
             keep_activations=self.options.output == "exemplar",
-        )  # fmt: skip
-        return Lesci(model, place, fitted, self.options)
+        ).tensors()  # fmt: skip
+
+    def build(self, model: nn.Module, fitted: Mapping[str, Tensor], rng: torch.Generator) -> Lesci:
+        """See :meth:`benchbox.api.Defense.build`."""
+        return Lesci(model, find_place(model, self.options.layer, self.name), Fitted(**fitted), self.options)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Float, Int
@@ -24,14 +24,20 @@ class Fitted:
     means: Float[Tensor, "k m"]
     activations: Float[Tensor, "n m"]
     components: Float[Tensor, "m r"]
-    sample: Float[Tensor, "1 c h w"]  # an image, and the shape of its activation
-    shape: torch.Size
-    num_classes: int
+    sample: Float[Tensor, "1 c h w"]  # an image
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.means)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it by name."""
+        return {part.name: getattr(self, part.name) for part in fields(self)}
 
 
 def fit(
     model: nn.Module, calibration: api.Examples, layer: str | None, rank: int, k: int, keep_activations: bool
-) -> tuple[Place, Fitted]:
+) -> Fitted:
     """Read the activations at ``layer``, image by image correct, and compress them.
 
     Passes over the calibration images: one for the verdicts, two for the components (ten above
@@ -60,9 +66,8 @@ def fit(
             if keep_activations:
                 kept.append(block)
     means = sums / torch.bincount(correct.labels, minlength=num_classes)[:, None]
-    return place, Fitted(
-        torch.cat(codes), correct.labels, means.to(activation.dtype), torch.cat(kept), components, sample,
-        activation.shape[1:], num_classes,
+    return Fitted(
+        torch.cat(codes), correct.labels, means.to(activation.dtype), torch.cat(kept), components, sample
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -75,7 +75,7 @@ class LocalDimension(api.Defense):
         k: int = Field(20, ge=2, description="neighbours")
         references: int = Field(100, ge=2, description="clean images among which neighbours are looked for")
 
-    def protect(self, model: nn.Module, calibration: api.Examples, rng: torch.Generator) -> ManyDimensions:
+    def fit(self, model: nn.Module, calibration: api.Examples, rng: torch.Generator) -> dict[str, Tensor]:
         """Takes the references from one half of the calibration images and the threshold from the other.
 
         Raises ContractError for an unknown layer, a class without images, or too few images.
@@ -93,4 +93,15 @@ class LocalDimension(api.Defense):
         protected = ManyDimensions(reader, reader.read(fit.images[:references]), k)
         protected.standardise(held_out.images)
         protected.calibrate(held_out.images, self.options.fpr)
+        moments = torch.tensor([protected.mean, protected.std], dtype=torch.float64)
+        layers = {f"references.{number}": part for number, part in enumerate(protected.references)}
+        return {**layers, "moments": moments, **protected.limits()}
+
+    def build(self, model: nn.Module, fitted: Mapping[str, Tensor], rng: torch.Generator) -> ManyDimensions:
+        """See :meth:`benchbox.api.Defense.build`."""
+        reader = FeatureReader(model, self.options.layers or [None], self.name)
+        references = [fitted[f"references.{number}"] for number in range(len(reader.layers))]
+        protected = ManyDimensions(reader, references, self.options.k)
+        protected.mean, protected.std = fitted["moments"].tolist()
+        protected.set_limits(fitted)
         return protected

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from jaxtyping import Float
 from pydantic import Field
@@ -65,7 +67,7 @@ class MahalanobisFeatures(api.Defense):
             None, description="a layer of the model by its name; without it what enters the last linear layer"
         )
 
-    def protect(self, model: nn.Module, calibration: api.Examples, rng: torch.Generator) -> FarFromClasses:
+    def fit(self, model: nn.Module, calibration: api.Examples, rng: torch.Generator) -> dict[str, Tensor]:
         """Fits means and covariance on one half of the calibration images and the threshold on the other.
 
         Raises ContractError for an unknown layer, a class without images, features without variance, or too few images.
@@ -75,6 +77,14 @@ class MahalanobisFeatures(api.Defense):
         (features,) = reader.read(fit.images)
         means = class_means(features.double(), fit.labels, int(fit.labels.max()) + 1)
         residuals = features.double() - means[fit.labels]
-        protected = FarFromClasses(reader, means.to(features), whitening_of(residuals).to(features))
+        found = {"means": means.to(features), "whitening": whitening_of(residuals).to(features)}
+        protected = FarFromClasses(reader, **found)
         protected.calibrate(held_out.images, self.options.fpr)
+        return {**found, **protected.limits()}
+
+    def build(self, model: nn.Module, fitted: Mapping[str, Tensor], rng: torch.Generator) -> FarFromClasses:
+        """See :meth:`benchbox.api.Defense.build`."""
+        reader = FeatureReader(model, [self.options.layer], self.name)
+        protected = FarFromClasses(reader, fitted["means"], fitted["whitening"])
+        protected.set_limits(fitted)
         return protected

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from jaxtyping import Float
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from benchbox import api
 from benchbox_defenses.place import BATCH, Place, changed_pass, find_place, read_pass
-from benchbox_defenses.principal import Principal, principal_components
+from benchbox_defenses.principal import principal_components
 
 
 class Narrowed(api.Protected):
@@ -20,11 +20,13 @@ class Narrowed(api.Protected):
     mean: Tensor
     components: Tensor
 
-    def __init__(self, model: nn.Module, place: Place, found: Principal, dtype: torch.dtype) -> None:
+    def __init__(
+        self, model: nn.Module, place: Place, mean: Float[Tensor, " m"], components: Float[Tensor, "m r"]
+    ) -> None:
         super().__init__(model)
         self.place = place
-        self.register_buffer("mean", found.mean.to(dtype))
-        self.register_buffer("components", found.components.to(dtype))
+        self.register_buffer("mean", mean)
+        self.register_buffer("components", components)
 
     def forward(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
         return changed_pass(self.model, self.place, x, self.narrowed)
@@ -44,6 +46,7 @@ class PcaBottleneck(api.Defense):
     """
 
     name = "pca-bottleneck"
+    unfitted = ("centred",)
 
     class Options(api.Options):
         layer: str | None = Field(
@@ -52,7 +55,7 @@ class PcaBottleneck(api.Defense):
         rank: int = Field(64, ge=1, description="principal components that pass")
         centred: bool = Field(True, description="whether the mean is taken off first and put back afterwards")
 
-    def protect(self, model: nn.Module, calibration: api.Examples, rng: torch.Generator) -> Narrowed:
+    def fit(self, model: nn.Module, calibration: api.Examples, rng: torch.Generator) -> dict[str, Tensor]:
         """Fits the components on all calibration images.
 
         Raises ContractError for a layer that does not exist and for a ``rank`` above the number of features or above
@@ -68,8 +71,12 @@ class PcaBottleneck(api.Defense):
                     yield read_pass(model, place, images)[0].flatten(1)
 
             found = principal_components(blocks, self.options.rank)
-        mean = found.mean if self.options.centred else torch.zeros_like(found.mean)
-        return Narrowed(model, place, Principal(mean, found.components), activation.dtype)
+        return {"mean": found.mean.to(activation.dtype), "components": found.components.to(activation.dtype)}
+
+    def build(self, model: nn.Module, fitted: Mapping[str, Tensor], rng: torch.Generator) -> Narrowed:
+        """See :meth:`benchbox.api.Defense.build`."""
+        mean = fitted["mean"] if self.options.centred else torch.zeros_like(fitted["mean"])
+        return Narrowed(model, find_place(model, self.options.layer, self.name), mean, fitted["components"])
 
     def _check(self, features: int, count: int, place: Place) -> None:
         rank, most = self.options.rank, min(features, count - 1)

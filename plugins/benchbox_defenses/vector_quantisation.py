@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -90,6 +91,7 @@ class VectorQuantisation(api.Defense):
     """
 
     name = "vector-quantisation"
+    unfitted = ("surrogate",)
 
     class Options(api.Options):
         layer: str | None = Field(
@@ -105,7 +107,7 @@ class VectorQuantisation(api.Defense):
         )
         memory: int = Field(256, ge=1, description="MiB that the similarities of a query may take")
 
-    def protect(self, model: nn.Module, calibration: api.Examples, rng: torch.Generator) -> Quantised:
+    def fit(self, model: nn.Module, calibration: api.Examples, rng: torch.Generator) -> dict[str, Tensor]:
         """Fits the codebook on vectors of all calibration images, at most ``SAMPLE`` of them, evenly spaced.
 
         Raises ContractError for a layer that does not exist, and where there are fewer distinct vectors than codes.
@@ -128,4 +130,9 @@ class VectorQuantisation(api.Defense):
                 f"codes = {options.codes}: lower codes or choose another layer"
             )
         spread = codebook_spread(vectors, codes, options.distance, options.memory)
-        return Quantised(model, place, codes, spread, options)
+        return {"codes": codes, "spread": torch.tensor(spread, dtype=torch.float64)}
+
+    def build(self, model: nn.Module, fitted: Mapping[str, Tensor], rng: torch.Generator) -> Quantised:
+        """See :meth:`benchbox.api.Defense.build`."""
+        place = find_place(model, self.options.layer, self.name)
+        return Quantised(model, place, fitted["codes"], fitted["spread"].item(), self.options)

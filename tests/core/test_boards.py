@@ -173,6 +173,37 @@ class TestUnranked:
         assert oblivious.reasons == ("oblivious attacker",)
         assert oblivious.robust.value == 3 / 4
 
+    def test_oblivious_and_adaptive_stand_side_by_side_with_the_drop_between_them(self, board):
+        """Two attackers who do not know the mask break example 3 and example 2, one who does breaks 0 and 3."""
+        rows = [
+            made_row(clean="1111", robust="0110", defense="mask", access="adaptive"),
+            made_row(clean="1111", robust="1110", defense="mask", access="oblivious"),
+            made_row(clean="1111", robust="1101", defense="mask", attack="square", access="oblivious"),
+        ]
+
+        made = board(*rows)
+
+        adaptive = line_of(made, access="adaptive")
+        assert adaptive.oblivious.value == 2 / 4
+        assert adaptive.oblivious.keys == tuple(row.key for row in rows[1:])
+        assert adaptive.robust.value == 1 / 4  # examples 2 and 3 fall to the oblivious ones
+        assert adaptive.drop == 1 / 4
+
+    @pytest.mark.parametrize("access", ["adaptive", "oblivious"])
+    def test_there_is_no_drop_where_one_side_is_missing(self, board, access):
+        made = board(made_row(clean="11", robust="10", defense="mask", access=access))
+
+        assert line_of(made, access=access).drop is None
+
+    def test_examples_made_on_another_model_are_no_side_of_the_drop(self, board):
+        made = board(
+            made_row(clean="11", robust="10", defense="mask", access="adaptive"),
+            made_row(clean="11", robust="00", defense="mask", source="other"),
+        )
+
+        assert {line.drop for line in made.standings} == {None}
+        assert line_of(made, access="adaptive").oblivious is None
+
     def test_transferred_examples_have_lines_of_their_own_and_count_against_no_other(self, board):
         """Else a model would lose robust accuracy by the company in which it was evaluated."""
         rows = [

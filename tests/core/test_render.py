@@ -102,6 +102,24 @@ class TestMarkdown:
         assert "oblivious attacker" in next(line for line in lines if "| oblivious" in line)
         assert "flagged: zero-gradient" in next(line for line in lines if "| flagged" in line)
 
+    def test_a_defense_has_its_oblivious_number_and_its_drop_beside_the_robust_one(self, board):
+        lines = [line for line in render.markdown(board).splitlines() if line.startswith("|")]
+
+        head, *fields = ([field.strip() for field in line.split("|")[1:-1]] for line in (lines[0], *lines[2:]))
+        robust, oblivious, drop = (head.index(name) for name in ("Robust % (worst case)", "Oblivious %", "Drop"))
+        of = {line[head.index("Attacker")]: line for line in fields if "mask" in line}
+        adaptive, blind = of["adaptive"], of["oblivious"]
+        assert (adaptive[oblivious], adaptive[drop]) == ("100.0", "≥ 10.0")  # a required attack is missing
+        assert (blind[robust], blind[oblivious], blind[drop]) == ("–", "100.0", "–")  # not called robust
+        assert fields[0][oblivious] == fields[0][drop] == "–"  # no defense, nothing to know of
+        assert "No defense is called robust on oblivious numbers." in render.markdown(board)
+
+    def test_a_board_without_oblivious_results_has_no_columns_for_them(self, tmp_path):
+        row = made_row(clean="11", robust="10", defense="mask", access="adaptive")
+        (made,) = boards_of(published([row], tmp_path))
+
+        assert "Oblivious" not in render.markdown(made)
+
     def test_every_flag_has_its_next_step_in_every_format(self, board):
         for text in (render.markdown(board), render.html([board], "x"), render.text(board, 200)):
             assert "Flag zero-gradient, next step: use BPDA." in " ".join(text.split())

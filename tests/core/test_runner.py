@@ -15,35 +15,15 @@ import pytest
 
 import benchbox
 from benchbox.config import Settings
-from benchbox.domain import Cell, CellFinished, Plan
+from benchbox.domain import CellFinished, Plan
 from benchbox.errors import StoreError
 from benchbox.hookspecs import hookimpl
 from benchbox.registry import Registry
 from benchbox.runner import Interrupted, Summary, run
 from benchbox.store import Store
+from builders import Silent
 
 GridFile = Callable[..., Path]
-
-
-class Silent:
-    """A progress display that only remembers what was said to it."""
-
-    def __init__(self) -> None:
-        self.waiting: list[Cell] = []
-        self.warnings: list[str] = []
-        self.events: list[CellFinished] = []
-
-    def begin(self, plan: Plan, waiting: Any) -> None:
-        self.waiting = list(waiting)
-
-    def finished(self, event: CellFinished) -> None:
-        self.events.append(event)
-
-    def warn(self, message: str) -> None:
-        self.warnings.append(message)
-
-    def end(self) -> None:
-        pass
 
 
 def scores_of(settings: Settings) -> dict[str, Any]:

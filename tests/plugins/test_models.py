@@ -18,7 +18,7 @@ from torch import nn
 from benchbox.adversary import robust_mask
 from benchbox.api import Examples, Model
 from benchbox.errors import DataError, OptionError
-from benchbox.recipe import Adversary, load_recipe
+from benchbox.recipe import Adversary, Recipe, load_recipe
 from benchbox.registry import Registry
 from benchbox_models.reference import lenet5, wk_net
 from benchbox_models.weight_files import SHIPPED
@@ -375,7 +375,7 @@ def test_a_card_describes_its_file_and_its_recipe(build: Any, tmp_path: Path, pa
     assert plugin.fingerprint(tmp_path) == card["sha256"]
     assert sum(parameter.numel() for parameter in model.parameters()) == card["parameters"]
     assert (SHIPPED / card["weights"]).stat().st_size < 1_000_000
-    assert card["recipe"] == load_recipe(RECIPES / f"{path.stem}.toml").model_dump(mode="json")
+    assert Recipe.model_validate(card["recipe"]) == load_recipe(RECIPES / f"{path.stem}.toml")
 
 
 @pytest.mark.parametrize("weights", ["standard", "pgd"])
