@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 def benchbox_reports() -> list[type[Report]]:
     from benchbox_reports.accuracy_curves import AccuracyCurves
     from benchbox_reports.heat_map import HeatMap
+    from benchbox_reports.model_table import ModelTable
     from benchbox_reports.neurons import Neurons
     from benchbox_reports.noise_report import NoiseScores
     from benchbox_reports.sweeps import Sweeps
     from benchbox_reports.synaptic_report import SynapticScores
     from benchbox_reports.transfer_matrix import TransferMatrix
 
-    return [AccuracyCurves, HeatMap, Neurons, NoiseScores, Sweeps, SynapticScores, TransferMatrix]
+    return [AccuracyCurves, HeatMap, ModelTable, Neurons, NoiseScores, Sweeps, SynapticScores, TransferMatrix]

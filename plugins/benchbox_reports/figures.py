@@ -8,8 +8,9 @@ from typing import Literal
 from pydantic import Field
 
 from benchbox import api
-from benchbox.domain import format_eps
+from benchbox.domain import Threat, format_eps
 from benchbox.results import Row
+from benchbox.tables import NORMS
 
 
 class FigureOptions(api.Options):
@@ -36,3 +37,8 @@ def by_figure(rows: Iterable[Row], radius: bool) -> dict[str, list[Row]]:
 
 def _examples(row: Row) -> tuple[str, int]:
     return row.cell.dataset.digest, row.cell.examples
+
+
+def threat_text(threat: Threat | None) -> str:
+    """What the adversary may do, for titles; empty where nobody attacks."""
+    return f"{NORMS[threat.norm]} ε = {format_eps(threat.eps)}" if threat else ""

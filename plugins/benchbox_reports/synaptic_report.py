@@ -11,11 +11,11 @@ from pydantic import Field
 from tabulate import tabulate
 
 from benchbox import api, plots
-from benchbox.domain import Threat, format_eps
+from benchbox.domain import Threat
 from benchbox.render import markdown_text
 from benchbox.results import Results
-from benchbox.tables import MISSING, NORMS
-from benchbox_reports.figures import FigureOptions, by_figure
+from benchbox.tables import MISSING
+from benchbox_reports.figures import FigureOptions, by_figure, threat_text
 from benchbox_reports.layer_sweeps import PROBE, Study, studies
 from benchbox_reports.synaptic_figure import draw
 from benchbox_reports.synaptic_scores import Rule, Scores, classify, filtering_scores
@@ -69,7 +69,7 @@ class SynapticScores(api.Report):
                     number += 1
                     figure = figure.with_name(f"{self.name}-{stem}-{plain}-{number}.{self.options.format}")
                 page = figure.with_suffix(".md")
-                plots.save(draw(study, scores, self.options.tolerance, _threat(threat)), figure)
+                plots.save(draw(study, scores, self.options.tolerance, threat_text(threat)), figure)
                 page.write_text(self._page(study, scores, threat, missing, figure.name), encoding="utf-8")
                 paths |= {figure: None, page: None}
         return list(paths)
@@ -90,7 +90,9 @@ class SynapticScores(api.Report):
         align = ["left", *("left" if head == "class" else "right" for head in HEADERS[1:])]
         lines = [self._line(study, name, score) for name, score in scores.items()]
         table = tabulate(lines, HEADERS, tablefmt="pipe", colalign=align, disable_numparse=True)
-        attacks = f" under {', '.join(map(markdown_text, study.attacks))} ({_threat(threat)})" if study.attacks else ""
+        attacks = (
+            f" under {', '.join(map(markdown_text, study.attacks))} ({threat_text(threat)})" if study.attacks else ""
+        )
         reference = "the intact model's" if self.options.baseline == "intact" else "that at the first point"
         rules = " and ".join(sorted({score.rule for score in scores.values()}))
         notes = [f"- {markdown_text(text)}" for text in (*_undefined(study), *missing)]
@@ -134,10 +136,6 @@ def _undefined(study: Study) -> list[str]:
         ),
     ]
     return [reason for applies, reason in reasons if applies]
-
-
-def _threat(threat: Threat | None) -> str:
-    return f"{NORMS[threat.norm]} ε = {format_eps(threat.eps)}" if threat else ""
 
 
 def _number(value: float | None, sign: bool = False) -> str:
