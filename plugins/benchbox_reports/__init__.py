@@ -19,6 +19,17 @@ def benchbox_reports() -> list[type[Report]]:
     from benchbox_reports.noise_report import NoiseScores
     from benchbox_reports.sweeps import Sweeps
     from benchbox_reports.synaptic_report import SynapticScores
+    from benchbox_reports.synaptic_trainings import SynapticTrainings
     from benchbox_reports.transfer_matrix import TransferMatrix
 
-    return [AccuracyCurves, HeatMap, ModelTable, Neurons, NoiseScores, Sweeps, SynapticScores, TransferMatrix]
+    return [
+        AccuracyCurves,
+        HeatMap,
+        ModelTable,
+        Neurons,
+        NoiseScores,
+        Sweeps,
+        SynapticScores,
+        SynapticTrainings,
+        TransferMatrix,
+    ]
