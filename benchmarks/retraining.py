@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -152,9 +152,10 @@ def table(made: Mapping[str, tuple[str, int]], values: Mapping[str, Mapping[str,
     lines = [["before", *(f"{100 * values[before][name]:.2f}" for name in measures), *[""] * len(measures)]]
     reference = next(iter(by_arm.values()))
     for arm, seeds in by_arm.items():
+        gains = ([found[name] - reference[seed][name] for seed, found in seeds.items()] for name in measures)
         lines.append([
             arm, *(_spread(found[name] for found in seeds.values()) for name in measures),
-            *(_spread((found[name] - reference[seed][name] for seed, found in seeds.items()), "+") for name in measures),
+            *(_spread(gain, "+") for gain in gains),
         ])  # fmt: skip
     heads = ["retrained", *(f"{name} %" for name in measures), *(f"Δ {name}" for name in measures)]
     return tabulate(lines, heads, tablefmt="pipe", disable_numparse=True)
@@ -166,7 +167,7 @@ def _spread(shares: Iterable[float], sign: str = "") -> str:
     return f"{statistics.fmean(values):{sign}.2f}{deviation}"
 
 
-def main() -> int:
+def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     for name, default, meaning in (
         ("dataset", "digits", "name of the data set"), ("model", "digits-cnn", "name of the network"),
@@ -179,7 +180,7 @@ def main() -> int:
             f"--{name}", type=type(default) if not isinstance(default, Path) else Path, default=default, help=meaning
         )
     parser.add_argument("--score", choices=["clean", "adversarial", "difference"], default="adversarial")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     arguments.out = arguments.out.resolve()
     arguments.out.mkdir(parents=True, exist_ok=True)
     arguments.width = 1 / (arguments.points - 1)
@@ -194,6 +195,8 @@ def main() -> int:
     count = sum(part.numel() for layer in layers for part in network.get_submodule(layer).parameters())
     total = sum(part.numel() for part in network.parameters())
     click.echo("\n".join(f"S {arguments.score} of {layer}: {score:+.3f}" for layer, score in scores.items()))
+    if min(scores.values()) >= -arguments.tolerance:
+        click.echo("no layer is fragile: the one with the lowest score stands in")
     click.echo(f"frozen: {', '.join(layers)}: {count:,} of {total:,} parameters")
     freeze = {
         arm: text.format(layers=list(map(str, layers)), count=count).replace("'", '"') for arm, text in ARMS.items()

@@ -26,7 +26,7 @@ class TorchvisionOptions(WeightOptions):
     def _rgb_or_grey(self) -> Self:
         if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3) or min(self.std) <= 0:
             raise ValueError(
-                "mean and std need 3 numbers each (torchvision's networks take RGB) or 1 (for grey images), std positive"
+                "mean and std need 3 numbers each (torchvision's networks take RGB), or 1 for grey images; std positive"
             )
         return self
 
@@ -67,7 +67,7 @@ def _make_grey(net: nn.Module) -> None:
     """Put a new convolution of one input channel in the place of the first, as studies on MNIST do."""
     name, first = next((name, part) for name, part in net.named_modules() if isinstance(part, nn.Conv2d))
     grey = nn.Conv2d(
-        1, first.out_channels, first.kernel_size, first.stride, first.padding, first.dilation, bias=first.bias is not None
+        1, first.out_channels, first.kernel_size, first.stride, first.padding, bias=first.bias is not None
     )  # fmt: skip
     parent, _, own = name.rpartition(".")
     setattr(net.get_submodule(parent), own, grey)

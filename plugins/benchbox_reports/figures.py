@@ -22,17 +22,23 @@ def by_figure(rows: Iterable[Row], radius: bool) -> dict[str, list[Row]]:
     rows = list(rows)
     sets: dict[str, set[tuple[str, int]]] = {}
     for row in rows:
-        sets.setdefault(row.cell.dataset.name, set()).add(_examples(row))
+        sets.setdefault(data_name(row), set()).add(_examples(row))
     figures: dict[str, list[Row]] = {}
     for row in rows:
         threat, dataset = row.cell.threat, row.cell.dataset
-        stem = dataset.name
-        if len(sets[dataset.name]) > 1:
+        stem = data_name(row)
+        if len(sets[stem]) > 1:
             stem += f"-{row.cell.examples}-{dataset.digest[:6]}"
         if threat:
             stem += f"-{threat.norm}" + (f"-{format_eps(threat.eps).replace('/', '-')}" if radius else "")
         figures.setdefault(stem, []).append(row)
     return figures
+
+
+def data_name(row: Row) -> str:
+    """The data set, and the split where it is not that for tests."""
+    dataset = row.cell.dataset
+    return f"{dataset.name}-train" if dataset.options.get("split") == "train" else dataset.name
 
 
 def _examples(row: Row) -> tuple[str, int]:

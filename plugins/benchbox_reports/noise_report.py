@@ -18,7 +18,7 @@ from benchbox.results import Results, Row
 from benchbox.sweeps import intact_of, robust_under, shared_attacks, split_sweeps, sweep_names
 from benchbox.systems import System, systems
 from benchbox.tables import MISSING
-from benchbox_reports.figures import FigureOptions, by_figure, threat_text
+from benchbox_reports.figures import FigureOptions, by_figure, data_name, threat_text
 from benchbox_reports.noise_curves import NoiseCurve, curves, layer_text
 from benchbox_reports.noise_figure import draw
 from benchbox_reports.noise_scores import half_level, noise_area
@@ -60,7 +60,8 @@ class NoiseScores(api.Report):
             sections = []
             for number, study in enumerate(self._studies(results, rows), start=1):
                 figure = out / f"{self.name}-{stem}-{number}.{self.options.format}"
-                plots.save(draw(study.title, study.curves, study.intact, study.robust, threat_text(threat)), figure)
+                title = f"{data_name(rows[0])}: {study.title}"
+                plots.save(draw(title, study.curves, study.intact, study.robust, threat_text(threat)), figure)
                 paths.append(figure)
                 sections.append(
                     f"\n## {markdown_text(study.title)}\n\n{_table(study)}\n\n![the curves]({figure.name})\n"
