@@ -64,10 +64,8 @@ class TorchvisionModel(NetworkModel):
 
 
 def _make_grey(net: nn.Module) -> None:
-    """Put a new convolution of one input channel in the place of the first, as studies on MNIST do."""
-    name, first = next((name, part) for name, part in net.named_modules() if isinstance(part, nn.Conv2d))
-    grey = nn.Conv2d(
-        1, first.out_channels, first.kernel_size, first.stride, first.padding, bias=first.bias is not None
-    )  # fmt: skip
-    parent, _, own = name.rpartition(".")
-    setattr(net.get_submodule(parent), own, grey)
+    """Give the first convolution one input channel and fresh weights, as studies on MNIST do."""
+    first = next(part for part in net.modules() if isinstance(part, nn.Conv2d))
+    first.in_channels = 1
+    first.weight = nn.Parameter(first.weight[:, :1].detach().clone())
+    first.reset_parameters()
