@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import textwrap
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
+from matplotlib.figure import Figure
 from pydantic import Field
 
 from benchbox import api
@@ -48,3 +51,14 @@ def _examples(row: Row) -> tuple[str, int]:
 def threat_text(threat: Threat | None) -> str:
     """What the adversary may do, for titles; empty where nobody attacks."""
     return f"{NORMS[threat.norm]} ε = {format_eps(threat.eps)}" if threat else ""
+
+
+def frame(figure: Figure, title: str, ax: Any) -> None:
+    """Put ``title`` above and the legend of ``ax`` below a figure, both broken to its width."""
+    width = float(figure.get_figwidth())
+    figure.suptitle(textwrap.fill(title, int(7.2 * width)))
+    handles, labels = ax.get_legend_handles_labels()
+    if handles:
+        columns = min(len(labels), max(1, int(width / (0.085 * max(map(len, labels)) + 0.75))))
+        figure.set_figheight(float(figure.get_figheight()) + 0.22 * math.ceil(len(labels) / columns))
+        figure.legend(handles, labels, loc="outside lower left", ncols=columns)

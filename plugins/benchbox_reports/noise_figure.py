@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from typing import Any
@@ -11,7 +10,8 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchbox.plots import COLOURS, INK, MARKERS, PANEL, QUIET, STYLE
+from benchbox.plots import COLOURS, MARKERS, PANEL, QUIET, STYLE
+from benchbox_reports.figures import frame
 from benchbox_reports.noise_curves import NoiseCurve, layer_text
 
 
@@ -23,7 +23,7 @@ def draw(title: str, curves: Mapping[str, NoiseCurve], intact: float, robust: fl
     attacked = robust is not None and all(curve.robust for curve in curves.values())
     panels = [("clean accuracy", intact)] + ([(f"robust accuracy, {threat}", robust)] if attacked else [])
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(max(6.4, PANEL[0] * len(panels)), PANEL[1] + 0.9), layout="constrained")
+        figure = Figure(figsize=(max(6.4, PANEL[0] * len(panels)), PANEL[1] + 0.6), layout="constrained")
         axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
         for ax, (name, reference) in zip(axes, panels, strict=True):
             ax.set_title(name)
@@ -37,9 +37,7 @@ def draw(title: str, curves: Mapping[str, NoiseCurve], intact: float, robust: fl
                 _line(ax, curve.levels, values or (), sd, colour, marker, layer_text(layer))
         axes[0].set_ylim(-2, 102)
         axes[0].set_ylabel("accuracy in %")
-        figure.suptitle(textwrap.fill(title, 70))
-        handles, texts = axes[0].get_legend_handles_labels()
-        figure.legend(handles, texts, loc="outside lower left", ncols=min(len(texts), 6), labelcolor=INK)
+        frame(figure, title, axes[0])
     return figure
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchbox.plots import COLOURS, INK, MARKERS, QUIET, STYLE
+from benchbox_reports.figures import frame
 from benchbox_reports.layer_sweeps import Study
 from benchbox_reports.synaptic_scores import LayerSweep, Scores
 
@@ -92,7 +93,7 @@ def draw_curves(study: Study, threat: str) -> Figure:
     columns = min(len(sweeps), 4)
     lines = -(-len(sweeps) // columns)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(max(6.4, 2.7 * columns), 2.2 * lines + 1.1), layout="constrained")
+        figure = Figure(figsize=(max(6.4, 2.7 * columns), 2.2 * lines + 0.8), layout="constrained")
         axes = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).flatten().tolist()
         for ax in axes[len(sweeps) :]:
             ax.set_visible(False)
@@ -105,9 +106,7 @@ def draw_curves(study: Study, threat: str) -> Figure:
         for ax in axes[max(0, len(sweeps) - columns) : len(sweeps)]:
             ax.set_xlabel("threshold")
             ax.tick_params(labelbottom=True)
-        figure.suptitle(textwrap.fill(study.title, 70))
-        handles, texts = axes[0].get_legend_handles_labels()
-        figure.legend(handles, texts, loc="outside lower left", ncols=3 if columns < 4 else 5)
+        frame(figure, study.title, axes[0])
     return figure
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import statistics
-import textwrap
 from itertools import cycle
 
 import matplotlib
 from matplotlib.figure import Figure
 
 from benchbox.plots import COLOURS, MARKERS, PANEL, QUIET, STYLE
+from benchbox_reports.figures import frame
 from benchbox_reports.trainings import Training
 
 
@@ -22,7 +22,7 @@ def draw(training: Training, threat: str) -> Figure:
         if any(training.values(head, layer, field) for head in heads for layer in layers)
     }  # fmt: skip
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(max(6.4, 0.85 * PANEL[0] * len(shown)), PANEL[1] + 0.9), layout="constrained")
+        figure = Figure(figsize=(max(6.4, 0.85 * PANEL[0] * len(shown)), PANEL[1] + 0.6), layout="constrained")
         axes = figure.subplots(1, max(1, len(shown)), squeeze=False, sharey=True)[0]
         for ax, (title, field) in zip(axes, shown.items(), strict=False):
             ax.set_title(title)
@@ -39,9 +39,7 @@ def draw(training: Training, threat: str) -> Figure:
                     color=colour, marker=marker, capsize=2, elinewidth=1, label="all layers" if layer == "*" else layer,
                 )  # fmt: skip
         axes[0].set_ylabel("score")
-        figure.suptitle(textwrap.fill(training.title, 70))
-        handles, texts = axes[0].get_legend_handles_labels()
-        figure.legend(handles, texts, loc="outside lower left", ncols=max(1, min(len(texts), 6)))
+        frame(figure, training.title, axes[0])
     return figure
 
 
