@@ -101,6 +101,8 @@ class Dataset(Plugin):
 
     num_classes: int
     shape: tuple[int, int, int]
+    unseeded: ClassVar[tuple[str, ...]] = ()
+    """Options that do not enter the seed: one noisy network meets all choices of them."""
 
     @abstractmethod
     def load(self, split: Split, data_dir: Path) -> Examples:

@@ -130,8 +130,9 @@ def _board(
     required = requirements(definition, [system for system in alone if not system.cell.weight_perturbation], labels)
     lines = [(system, standing(system, definition.columns, labels, required)) for system in alone]
     points = [standing(system, definition.columns, labels) for group in groups for system in group]
+    split = rows[0].cell.dataset.options.get("split") if rows else None  # other than the usual one, that for tests
     return Board(
-        title=definition.title,
+        title=f"{definition.title}, {split} split" if split else definition.title,
         description=definition.description,
         dataset=definition.dataset,
         threat=threat,

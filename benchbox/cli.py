@@ -145,6 +145,22 @@ def leaderboard(results: tuple[str, ...], out: Path | None, check: bool, **choic
 
 
 @main.command()
+@click.argument("name")
+@click.option("--grid", help="Only the cells of the grid of this name.")
+@click.option("--database", help="SQLAlchemy URL; default: the settings' database.")
+@click.option("--output", type=click.Path(path_type=Path), help="Folder for the report, which gets one of its own.")
+def report(name: str, grid: str | None, **flags: Any) -> None:
+    """Make a report from the database, print its pages and write its files. NAME: see `benchbox plugins`."""
+    from benchbox.publication import write_report
+    from benchbox.registry import Registry
+
+    settings = _settings(**flags)
+    registry = Registry.discover(settings.plugins, settings.block)
+    for path in write_report(name, settings, grid, registry):
+        click.echo(path)
+
+
+@main.command()
 @click.argument("key")
 @click.option("--results", help="Database URL or published JSON.")
 def show(key: str, results: str | None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -16,26 +18,27 @@ NEAR = 1e-3
 
 def objective(
     recipe: Recipe, model: nn.Module, x: Float[Tensor, "n c h w"], y: Int[Tensor, " n"], rng: torch.Generator,
-    share: float = 1.0,
+    share: float = 1.0, train: Callable[[nn.Module], object] = nn.Module.train,
 ) -> Float[Tensor, ""]:  # fmt: skip
     """The mean loss of ``model`` on n images by the recipe's method, with ``share`` of the adversary's eps.
 
-    The adversary meets the model in evaluation mode, the loss is taken in training mode; it is left in that.
+    The adversary meets the model in evaluation mode, the loss is taken in training mode, into which
+    ``train`` puts it; it is left in that.
     """
     if recipe.method == "pgd" and recipe.pgd:
         x = pgd(model, x, y, recipe.pgd, rng, share)
     elif recipe.method == "alp" and recipe.alp:
         adversarial = pgd(model, x, y, recipe.alp, rng, share)
-        model.train()
+        train(model)
         return pairing(model(x), model(adversarial), y, recipe.alp.weight, recipe.label_smoothing)
     elif recipe.method == "trades" and recipe.trades:
         with torch.no_grad():
             clean = model(x)
         start = x + NEAR * torch.randn(x.shape, generator=rng, device=x.device)
         adversarial = pgd(model, x, y, recipe.trades, rng, share, lambda logits: divergence(clean, logits).sum(), start)
-        model.train()
+        train(model)
         return trades(model(x), model(adversarial), y, recipe.trades.beta, recipe.label_smoothing)
-    model.train()
+    train(model)
     return functional.cross_entropy(model(x), y, label_smoothing=recipe.label_smoothing)
 
 

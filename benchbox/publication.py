@@ -41,6 +41,26 @@ def write_pages(settings: Settings, plan: Plan, registry: Registry) -> list[Path
     return paths
 
 
+def write_report(name: str, settings: Settings, grid: str | None, registry: Registry) -> list[Path]:
+    """Make one report from what the database holds (of ``grid`` alone, if named) and print its pages of text.
+
+    Raises PluginError for a report that does not exist, StoreError where there is nothing to report.
+    """
+    report = registry.create("report", name, {})
+    results = open_results(settings.database)
+    if grid:
+        results = results.of_cells([row.key for row in results.rows(grid=grid)])
+    folder = settings.output / (grid or "reports")
+    _make_folder(folder)
+    paths: list[Path] = report.render(results, folder)
+    if not paths:
+        raise StoreError(f"{settings.database}: the report {name!r} finds nothing to show; see `benchbox plugins`")
+    for path in paths:
+        if path.suffix == ".md":
+            click.echo(path.read_text(encoding="utf-8"))
+    return paths
+
+
 def leaderboard_text(
     sources: Sequence[str], grid: str | None, board: Path | None, form: str, publish: Path | None
 ) -> str:
@@ -78,12 +98,23 @@ def deliver(text: str, out: Path | None, check: bool) -> int:
 
 
 def _write(path: Path, text: str) -> Path:
+    _make_folder(path.parent)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     except OSError as error:
-        raise StoreError(
-            f"{path} cannot be written ({error.strerror or error}). The results are in the database: free space or "
-            "choose another output folder, and run the same command"
-        ) from None
+        raise _unwritable(path, error) from None
     return path
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(path, error) from None
+
+
+def _unwritable(path: Path, error: OSError) -> StoreError:
+    return StoreError(
+        f"{path} cannot be written ({error.strerror or error}). The results are in the database: free space or "
+        "choose another output folder, and run the same command"
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -129,6 +129,22 @@ class Evaluation(Adversary):
     restarts: int = Field(default=1, ge=1, description="tries per image; one success is enough")
 
 
+class Freeze(Strict):
+    """What a training leaves as it is: whole layers, or as many single parameters drawn at random to compare with."""
+
+    layers: list[str] = Field(
+        default=[],
+        description='names or patterns ("layer1.*"): their parameters stay, batch norms keep their statistics',
+    )
+    random: int = Field(default=0, ge=0, description="how many single parameters, drawn by the recipe's seed, stay")
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> Self:
+        if bool(self.layers) == bool(self.random):
+            raise ValueError("a table [freeze] says either layers or random; to freeze nothing leave it out")
+        return self
+
+
 class Recipe(Strict):
     """What `benchbox train` does. A seed and a recipe give the same weights on the same machine."""
 
@@ -155,6 +171,10 @@ class Recipe(Strict):
     optimiser: Optimiser = Field(description="the optimiser")
     schedule: Schedule = Field(default=Schedule(), description="the learning rate's course")
     augmentation: Augmentation = Field(default=Augmentation(), description="changes of the training images")
+    freeze: Freeze | None = Field(default=None, description="what stays as the model's weights have it")
+    keep: list[Annotated[int, Field(ge=0)]] = Field(
+        default=[], description="epochs after which the weights are written, too: NAME-epoch-N (0: before the first)"
+    )
     pgd: TrainingAdversary | None = Field(default=None, description="the adversary of the method pgd")
     trades: Trades | None = Field(default=None, description="adversary and weight of the method trades")
     alp: Alp | None = Field(default=None, description="adversary and weight of the method alp")
@@ -167,6 +187,14 @@ class Recipe(Strict):
                 raise ValueError(
                     f'a table [{name}] belongs to method = "{name}", and to it alone; add or remove one of them'
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _kept_epochs_come(self) -> Self:
+        if self.keep and max(self.keep) > self.epochs:
+            raise ValueError(
+                f"keep names epoch {max(self.keep)} and there are {self.epochs}; raise epochs or remove it"
+            )
         return self
 
     @property

@@ -29,8 +29,8 @@ NOTE = "<!-- Made by `python -m benchbox.reference`: do not edit. -->"
 GRID = (grid.GridFile, grid.Entry, grid.Spacing, grid.ThreatEntry, grid.Exclude)
 BOARD = (definitions.Definition, definitions.Required)
 RECIPE = (
-    recipe.Recipe, recipe.Named, recipe.Optimiser, recipe.Schedule, recipe.Augmentation, recipe.TrainingAdversary,
-    recipe.Evaluation,
+    recipe.Recipe, recipe.Named, recipe.Optimiser, recipe.Schedule, recipe.Augmentation, recipe.Freeze,
+    recipe.TrainingAdversary, recipe.Evaluation,
 )  # fmt: skip
 FACTS: dict[Kind, tuple[str, ...]] = {
     "dataset": ("num_classes", "shape"),

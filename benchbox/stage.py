@@ -192,7 +192,7 @@ def check_evaluation_mode(model: nn.Module, component: Component) -> None:
 
 def _prefix(registry: Registry, cell: Cell) -> list[Any]:
     """What the random draws of perturbation and defense depend on, besides the seed."""
-    return [cell.dataset.identity(), cell.model.identity(), _seeding(registry, cell.weight_perturbation)]
+    return [_seeding(registry, cell.dataset), cell.model.identity(), _seeding(registry, cell.weight_perturbation)]
 
 
 def _seeding(registry: Registry, component: Component | None) -> Any:

@@ -22,6 +22,7 @@ from torch import nn
 from benchbox.adversary import augment, correct, robust_mask
 from benchbox.api import Dataset, Examples
 from benchbox.errors import GridError, OptionError, PluginError
+from benchbox.freezing import Frozen, freeze
 from benchbox.identity import derive_seed, file_digest
 from benchbox.objective import objective
 from benchbox.recipe import Adversary, Named, Recipe, TrainingAdversary, load_recipe
@@ -57,7 +58,8 @@ def train(
 ) -> TrainingResult:  # fmt: skip
     """Carry out a recipe, going on from its checkpoint in ``out_dir`` where there is one.
 
-    Writes ``NAME.safetensors``, its card ``NAME.json`` and ``NAME.checkpoint.pt``, NAME being the recipe's. Raises
+    Writes ``NAME.safetensors``, its card ``NAME.json``, ``NAME.checkpoint.pt`` and ``NAME-epoch-N.safetensors`` for
+    each epoch that the recipe keeps, NAME being the recipe's. Raises
     GridError for what is wrong with the recipe, also when the checkpoint was made by another one, and DataError for
     missing data or a damaged checkpoint.
     """
@@ -69,10 +71,14 @@ def train(
         data = _load_data(recipe, dataset, data_dir, device)
         model = _create(registry, "model", recipe.model, recipe_path).load(data_dir).to(device)
         _check_fit(model, data.validation, dataset.num_classes, recipe_path)
+        drawn = torch.Generator().manual_seed(derive_seed(recipe.seed, "freeze"))
+        frozen = freeze(model, recipe.freeze, drawn, f"{recipe_path}:freeze")
         state = State(model, _optimiser(recipe, model))
+        _keep(recipe, state, 0, out_dir / recipe_path.stem)
         resume(checkpoint, state, recipe, data.fingerprint, recipe_path)
         for number in range(len(state.history), recipe.epochs):
-            _run_epoch(recipe, state, data, number, recipe_path)
+            _run_epoch(recipe, state, data, frozen, number, recipe_path)
+            _keep(recipe, state, number + 1, out_dir / recipe_path.stem)
             save(checkpoint, state, recipe, data.fingerprint)
             on_epoch(state.history[-1])
         state.model.load_state_dict(state.best_weights)
@@ -129,10 +135,11 @@ def _check_fit(model: nn.Module, examples: Examples, num_classes: int, source: P
 
 def _optimiser(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     options = recipe.optimiser
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if options.name == "adam":
-        return torch.optim.AdamW(model.parameters(), lr=options.lr, weight_decay=options.weight_decay)
+        return torch.optim.AdamW(parameters, lr=options.lr, weight_decay=options.weight_decay)
     return torch.optim.SGD(
-        model.parameters(), lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay,
+        parameters, lr=options.lr, momentum=options.momentum, weight_decay=options.weight_decay,
         nesterov=options.momentum > 0,
     )  # fmt: skip
 
@@ -140,13 +147,14 @@ def _optimiser(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
 # ------------------------------------------------------------------------------------------------ one epoch
 
 
-def _run_epoch(recipe: Recipe, state: State, data: _Data, number: int, source: Path) -> None:
+def _run_epoch(recipe: Recipe, state: State, data: _Data, frozen: Frozen, number: int, source: Path) -> None:
     """Train for one epoch, validate, and add the result to ``state``; ``number`` counts from 0."""
     started = time.perf_counter()
     device = data.train.labels.device
     seed = derive_seed(recipe.seed, "epoch", number)
     with global_seed(seed):  # for dropout and the like
-        loss = _train_epoch(recipe, state, data.train, number, torch.Generator(device).manual_seed(seed))
+        rng = torch.Generator(device).manual_seed(seed)
+        loss = _train_epoch(recipe, state, data.train, frozen, number, rng)
     if not math.isfinite(loss):
         raise GridError(
             f"{source}:optimiser.lr: the training loss became {loss} in epoch {number + 1}. Lower lr, or warm it up "
@@ -166,7 +174,9 @@ def _run_epoch(recipe: Recipe, state: State, data: _Data, number: int, source: P
     state.history.append(epoch)
 
 
-def _train_epoch(recipe: Recipe, state: State, examples: Examples, number: int, rng: torch.Generator) -> float:
+def _train_epoch(
+    recipe: Recipe, state: State, examples: Examples, frozen: Frozen, number: int, rng: torch.Generator
+) -> float:
     """The mean loss over the epoch. A last, smaller step is left out: its images come in other epochs."""
     order = torch.randperm(len(examples), generator=rng, device=rng.device)
     size = recipe.batch_size * recipe.accumulate
@@ -181,11 +191,13 @@ def _train_epoch(recipe: Recipe, state: State, examples: Examples, number: int, 
         state.optimiser.zero_grad()
         for part in torch.split(batch, recipe.batch_size):
             images = augment(examples.images[part], recipe.augmentation, rng)
-            loss = objective(recipe, state.model, images, examples.labels[part], rng, share) * (len(part) / len(batch))
+            loss = objective(recipe, state.model, images, examples.labels[part], rng, share, frozen.train)
+            loss = loss * (len(part) / len(batch))
             loss.backward()  # type: ignore[no-untyped-call]
             state.model.eval()
             total += loss.detach()
         state.optimiser.step()
+        frozen.restore()
     return float(total) / len(batches)
 
 
@@ -197,12 +209,22 @@ def _validating(adversary: TrainingAdversary) -> Adversary:
 # ------------------------------------------------------------------------------------------------ files
 
 
+def _keep(recipe: Recipe, state: State, epoch: int, stem: Path) -> None:
+    """Write the weights of the moment where the recipe keeps those of ``epoch``."""
+    if epoch in recipe.keep:
+        _write_weights(state.model, stem.with_name(f"{stem.name}-epoch-{epoch}.safetensors"))
+
+
+def _write_weights(model: nn.Module, path: Path) -> None:
+    tensors = {name: value.contiguous().cpu() for name, value in model.state_dict().items()}
+    with atomic(path) as temporary:
+        temporary.write_bytes(safetensors.torch.save(tensors))  # save_file would make it private to the user
+
+
 def _publish(recipe: Recipe, state: State, data: _Data, stem: Path, device: str) -> TrainingResult:
     """Write the best weights and their card."""
     weights, card_path = stem.with_name(f"{stem.name}.safetensors"), stem.with_name(f"{stem.name}.json")
-    tensors = {name: value.contiguous().cpu() for name, value in state.model.state_dict().items()}
-    with atomic(weights) as temporary:
-        temporary.write_bytes(safetensors.torch.save(tensors))  # save_file would make it private to the user
+    _write_weights(state.model, weights)
     card = _card(recipe, state, data, device) | {"weights": weights.name, "sha256": file_digest(weights)}
     with atomic(card_path) as temporary:
         temporary.write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

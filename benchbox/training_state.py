@@ -112,7 +112,7 @@ def resume(path: Path, state: State, recipe: Recipe, fingerprint: str, source: P
         return
     try:
         content = torch.load(path, weights_only=True, map_location="cpu")
-        before = json.loads(content["recipe"])
+        before = Recipe.model_validate_json(content["recipe"]).model_dump(mode="json")  # one of an older benchbox, too
     except UNREADABLE as error:
         reason = str(error).split("\n")[0]
         raise DataError(f"{path}: is no checkpoint of a training ({reason}). Delete it to begin anew") from error

@@ -7,12 +7,13 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor
 
-from benchbox.api import Dataset, Examples
+from benchbox.api import Dataset, Examples, Options
 from benchbox.domain import Split
 from benchbox_datasets.splits import hold_out
 
@@ -33,8 +34,28 @@ class Raw:
         return state.hexdigest()
 
 
+class ArrayOptions(Options):
+    """What stands for the test split; a sweep over both shows the generalisation gap."""
+
+    split: Literal["test", "train"] = Field(
+        "test", description="the examples that grids evaluate: the test split, or the train split (as good as seen)"
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Left out where it says nothing: results on the test split keep the keys that they always had."""
+        options: dict[str, Any] = dump(self)
+        if self.split == "test":
+            options.pop("split")
+        return options
+
+
 class ArrayDataset(Dataset):
     """Test examples keep the order of their file; the training examples are split by a stratified order."""
+
+    Options = ArrayOptions
+    options: ArrayOptions
+    unseeded = ("split",)
 
     white: ClassVar[int] = 255
     """The stored value that becomes 1.0."""
@@ -47,6 +68,7 @@ class ArrayDataset(Dataset):
 
     def load(self, split: Split, data_dir: Path) -> Examples:
         """A fresh copy of a split. Raises DataError when files are missing or damaged."""
+        split = self.options.split if split == "test" else split
         raw = self.raw("test" if split == "test" else "train", data_dir)
         if split == "test":
             return self._examples(raw.images, raw.labels.clone())

@@ -15,7 +15,7 @@ from benchbox_models.network import NetworkModel, Normalise, WeightOptions
 
 
 class TorchvisionOptions(WeightOptions):
-    """Which network, for how many classes; by default ImageNet's constants."""
+    """Which network, for how many classes; by default ImageNet's constants. One mean and std: for grey images."""
 
     arch: str = Field(description="the network's name in torchvision, such as resnet50")
     num_classes: int = Field(1000, ge=2, description="logits per image")
@@ -23,9 +23,11 @@ class TorchvisionOptions(WeightOptions):
     std: list[float] = Field([0.229, 0.224, 0.225], description="of each channel, what is then divided by")
 
     @model_validator(mode="after")
-    def _three_channels(self) -> Self:
-        if not len(self.mean) == len(self.std) == 3 or min(self.std) <= 0:
-            raise ValueError("mean and std need 3 numbers each (torchvision's networks take RGB), std positive")
+    def _rgb_or_grey(self) -> Self:
+        if len(self.mean) != len(self.std) or len(self.mean) not in (1, 3) or min(self.std) <= 0:
+            raise ValueError(
+                "mean and std need 3 numbers each (torchvision's networks take RGB), or 1 for grey images; std positive"
+            )
         return self
 
 
@@ -53,7 +55,17 @@ class TorchvisionModel(NetworkModel):
             )
         extra = {"init_weights": True} if arch in {"googlenet", "inception_v3"} else {}  # silences their warning
         net = models.get_model(arch, weights=None, num_classes=self.options.num_classes, **extra)
+        if len(self.options.mean) == 1:
+            _make_grey(net)
         return nn.Sequential(OrderedDict(normalise=Normalise(self.options.mean, self.options.std), net=net))
 
     def inner(self, module: nn.Module) -> nn.Module:
         return module.get_submodule("net")
+
+
+def _make_grey(net: nn.Module) -> None:
+    """Give the first convolution one input channel and fresh weights, as studies on MNIST do."""
+    first = next(part for part in net.modules() if isinstance(part, nn.Conv2d))
+    first.in_channels = 1
+    first.weight = nn.Parameter(first.weight[:, :1].detach().clone())
+    first.reset_parameters()

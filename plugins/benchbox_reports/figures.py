@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import textwrap
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
+from matplotlib.figure import Figure
 from pydantic import Field
 
 from benchbox import api
-from benchbox.domain import format_eps
+from benchbox.domain import Threat, format_eps
 from benchbox.results import Row
+from benchbox.tables import NORMS
 
 
 class FigureOptions(api.Options):
@@ -39,19 +43,40 @@ def by_figure(rows: Iterable[Row], radius: bool) -> dict[str, list[Row]]:
     return figures
 
 
+def data_name(row: Row) -> str:
+    """The data set, and the split where it is not that for tests."""
+    dataset = row.cell.dataset
+    return f"{dataset.name}-train" if dataset.options.get("split") == "train" else dataset.name
+
+
 def _example_sets(rows: Iterable[Row]) -> dict[str, set[tuple[str, int]]]:
     """By data set, the sets of examples that there are results on."""
     sets: dict[str, set[tuple[str, int]]] = {}
     for row in rows:
-        sets.setdefault(row.cell.dataset.name, set()).add(_examples(row))
+        sets.setdefault(data_name(row), set()).add(_examples(row))
     return sets
 
 
 def _stem(row: Row, sets: dict[str, set[tuple[str, int]]]) -> str:
-    dataset = row.cell.dataset
-    several = len(sets[dataset.name]) > 1
-    return dataset.name + (f"-{row.cell.examples}-{dataset.digest[:6]}" if several else "")
+    name, dataset = data_name(row), row.cell.dataset
+    return name + (f"-{row.cell.examples}-{dataset.digest[:6]}" if len(sets[name]) > 1 else "")
 
 
 def _examples(row: Row) -> tuple[str, int]:
     return row.cell.dataset.digest, row.cell.examples
+
+
+def threat_text(threat: Threat | None) -> str:
+    """What the adversary may do, for titles; empty where nobody attacks."""
+    return f"{NORMS[threat.norm]} ε = {format_eps(threat.eps)}" if threat else ""
+
+
+def frame(figure: Figure, title: str, ax: Any) -> None:
+    """Put ``title`` above and the legend of ``ax`` below a figure, both broken to its width."""
+    width = float(figure.get_figwidth())
+    figure.suptitle(textwrap.fill(title, int(7.2 * width)))
+    handles, labels = ax.get_legend_handles_labels()
+    if handles:
+        columns = min(len(labels), max(1, int(width / (0.085 * max(map(len, labels)) + 0.75))))
+        figure.set_figheight(float(figure.get_figheight()) + 0.22 * math.ceil(len(labels) / columns))
+        figure.legend(handles, labels, loc="outside lower left", ncols=columns)

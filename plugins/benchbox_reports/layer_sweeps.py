@@ -26,6 +26,9 @@ class Study:
     """One filter on one model, layer by layer, met by the same attacks at every point."""
 
     title: str
+    model: str
+    weights: str | None  # the model's option of this name
+    filter: str
     attacks: tuple[str, ...]
     layers: Mapping[str, LayerSweep]  # by the option ``layer``, in the model's order
     examples: int
@@ -78,9 +81,13 @@ def _study(results: Results, group: Sequence[System], intact: System, labels: La
     counted = _nonzero(results, intact)
     order = [*(name for name in counted if name in lines), *(name for name in lines if name not in counted)]
     width = _options(group[0]).get("pulse_width") if _options(group[0]).get("filter") == "pulse" else None
-    title = sweep_names(group, labels).line + ("" if width is None else f", width {width:.3g}")
+    names, extra = sweep_names(group, labels), "" if width is None else f", width {width:.3g}"
+    weights = group[0].cell.model.options.get("weights")
     return Study(
-        title=title,
+        title=names.line + extra,
+        model=names.model,
+        weights=weights if isinstance(weights, str) else None,
+        filter=names.perturbation + extra,
         attacks=tuple(labels.attack(row.cell) for row in group[0].attacked if attack_id(row.cell) in shared),
         layers={name: _sweep(results, name, lines[name], intact, shared, counted) for name in order},
         examples=group[0].cell.examples,

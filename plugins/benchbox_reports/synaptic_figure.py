@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchbox.plots import COLOURS, INK, MARKERS, QUIET, STYLE
+from benchbox_reports.figures import frame
 from benchbox_reports.layer_sweeps import Study
 from benchbox_reports.synaptic_scores import LayerSweep, Scores
 
@@ -84,3 +85,41 @@ def _scores(ax: Any, scores: Sequence[Scores], tolerance: float) -> None:
     ax.set_xlabel(f"grey: robust, |S| ≤ {tolerance:g}")
     ax.grid(axis="y", color="#e3e7ea")
     ax.tick_params(length=0, labelcolor=INK)
+
+
+def draw_curves(study: Study, threat: str) -> Figure:
+    """Accuracies against the threshold, a panel per layer; the grey area is the share of its weights that are kept."""
+    sweeps = study.layers
+    columns = min(len(sweeps), 4)
+    lines = -(-len(sweeps) // columns)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(max(6.4, 2.7 * columns), 2.2 * lines + 0.8), layout="constrained")
+        axes = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).flatten().tolist()
+        for ax in axes[len(sweeps) :]:
+            ax.set_visible(False)
+        for ax, (name, sweep) in zip(axes, sweeps.items(), strict=False):
+            ax.set_title("all layers" if name == "*" else name)
+            _panel(ax, sweep, threat)
+        axes[0].set_ylim(-2, 102)
+        for ax in axes[: len(sweeps) : columns]:
+            ax.set_ylabel("share in %")
+        for ax in axes[max(0, len(sweeps) - columns) : len(sweeps)]:
+            ax.set_xlabel("threshold")
+            ax.tick_params(labelbottom=True)
+        frame(figure, study.title, axes[0])
+    return figure
+
+
+def _panel(ax: Any, sweep: LayerSweep, threat: str) -> None:
+    if sweep.kept is not None:
+        ax.fill_between(sweep.places, 0, _percent(sweep.kept), color="#d5dadf", linewidth=0, label="weights kept")
+    accuracies = [("clean accuracy", sweep.clean, sweep.intact_clean)]
+    if sweep.adversarial is not None and sweep.intact_adversarial is not None:
+        accuracies.append((f"robust accuracy, {threat}", sweep.adversarial, sweep.intact_adversarial))
+    for (label, values, intact), colour, marker in zip(accuracies, COLOURS, MARKERS, strict=False):
+        ax.axhline(100 * intact, color=colour, linewidth=1, linestyle="--", label=f"intact, {label.split()[0]}")
+        ax.plot(sweep.places, _percent(values), color=colour, marker=marker, markersize=3.5, label=label)
+
+
+def _percent(values: Sequence[float]) -> list[float]:
+    return [100 * value for value in values]

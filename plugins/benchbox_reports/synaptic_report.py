@@ -11,13 +11,13 @@ from pydantic import Field
 from tabulate import tabulate
 
 from benchbox import api, plots
-from benchbox.domain import Threat, format_eps
+from benchbox.domain import Threat
 from benchbox.render import markdown_text
 from benchbox.results import Results
-from benchbox.tables import MISSING, NORMS
-from benchbox_reports.figures import FigureOptions, by_figure
+from benchbox.tables import MISSING
+from benchbox_reports.figures import FigureOptions, by_figure, threat_text
 from benchbox_reports.layer_sweeps import PROBE, Study, studies
-from benchbox_reports.synaptic_figure import draw
+from benchbox_reports.synaptic_figure import draw, draw_curves
 from benchbox_reports.synaptic_scores import Rule, Scores, classify, filtering_scores
 
 HEADERS = (
@@ -44,11 +44,22 @@ class SynapticOptions(FigureOptions):
     classes: int | None = Field(None, ge=2, description="for chance level; by default those among the examples")
 
 
+def scores_of(study: Study, options: SynapticOptions) -> dict[str, Scores]:
+    """The scores of each layer as the options ask for them."""
+    first, classes = options.baseline == "first-step", options.classes or study.classes
+    return {
+        name: filtering_scores(
+            sweep, first_step=first, rule=options.rule, classes=classes if classes and classes > 1 else None
+        )
+        for name, sweep in study.layers.items()
+    }
+
+
 class SynapticScores(api.Report):
     """Which layers are fragile, robust or antifragile under ``synaptic-filter``: scores with their classes, heat maps.
 
-    A figure and a table per data set, threat, model and filter. S_clean and S_adv need the probe ``weight-density`` in
-    the grid. Adversarial accuracy is benchbox's robust accuracy: clean input classified correctly and no success.
+    A table and two figures per data set, threat, model and filter. S_clean and S_adv need the probe ``weight-density``
+    in the grid. Adversarial accuracy is benchbox's robust accuracy: clean input classified correctly and no success.
     """
 
     name = "synaptic-scores"
@@ -62,27 +73,23 @@ class SynapticScores(api.Report):
             found, missing = studies(results, rows)
             threat = next((row.cell.threat for row in rows if row.cell.threat), None)
             for study in found:
-                scores = self._scores(study)
+                scores = scores_of(study, self.options)
                 plain = re.sub(r"[^A-Za-z0-9.]+", "-", study.title).strip("-")
                 figure, number = out / f"{self.name}-{stem}-{plain}.{self.options.format}", 1
                 while figure in paths:  # titles that differ in signs alone
                     number += 1
                     figure = figure.with_name(f"{self.name}-{stem}-{plain}-{number}.{self.options.format}")
                 page = figure.with_suffix(".md")
-                plots.save(draw(study, scores, self.options.tolerance, _threat(threat)), figure)
-                page.write_text(self._page(study, scores, threat, missing, figure.name), encoding="utf-8")
-                paths |= {figure: None, page: None}
+                curves = figure.with_stem(f"{figure.stem}-curves")
+                plots.save(draw(study, scores, self.options.tolerance, threat_text(threat)), figure)
+                plots.save(draw_curves(study, threat_text(threat)), curves)
+                page.write_text(
+                    self._page(study, scores, threat, missing, figure.name)
+                    + f"\n![accuracy and weights kept along the sweep]({curves.name})\n",
+                    encoding="utf-8",
+                )
+                paths |= {figure: None, page: None, curves: None}
         return list(paths)
-
-    def _scores(self, study: Study) -> dict[str, Scores]:
-        options = self.options
-        first, classes = options.baseline == "first-step", options.classes or study.classes
-        return {
-            name: filtering_scores(
-                sweep, first_step=first, rule=options.rule, classes=classes if classes and classes > 1 else None
-            )
-            for name, sweep in study.layers.items()
-        }
 
     def _page(
         self, study: Study, scores: Mapping[str, Scores], threat: Threat | None, missing: list[str], figure: str
@@ -90,7 +97,9 @@ class SynapticScores(api.Report):
         align = ["left", *("left" if head == "class" else "right" for head in HEADERS[1:])]
         lines = [self._line(study, name, score) for name, score in scores.items()]
         table = tabulate(lines, HEADERS, tablefmt="pipe", colalign=align, disable_numparse=True)
-        attacks = f" under {', '.join(map(markdown_text, study.attacks))} ({_threat(threat)})" if study.attacks else ""
+        attacks = (
+            f" under {', '.join(map(markdown_text, study.attacks))} ({threat_text(threat)})" if study.attacks else ""
+        )
         reference = "the intact model's" if self.options.baseline == "intact" else "that at the first point"
         rules = " and ".join(sorted({score.rule for score in scores.values()}))
         notes = [f"- {markdown_text(text)}" for text in (*_undefined(study), *missing)]
@@ -134,10 +143,6 @@ def _undefined(study: Study) -> list[str]:
         ),
     ]
     return [reason for applies, reason in reasons if applies]
-
-
-def _threat(threat: Threat | None) -> str:
-    return f"{NORMS[threat.norm]} ε = {format_eps(threat.eps)}" if threat else ""
 
 
 def _number(value: float | None, sign: bool = False) -> str:

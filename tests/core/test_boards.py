@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -572,3 +573,12 @@ def test_weight_files_are_told_apart_by_their_names_alone() -> None:
     labels = Labels([made_row(clean="1", model=model).cell for model in models])
 
     assert [labels(model) for model in models] == ["checkpoint (first)", "checkpoint (second)"]
+
+
+def test_results_on_the_train_split_have_a_board_of_their_own_that_says_so(tmp_path: Path) -> None:
+    usual = made_row(clean="1100")
+    seen = replace(usual, cell=replace(usual.cell, dataset=part("dataset", "digits", split="train")))
+
+    titles = [made.title for made in boards_of(Results(FailingSource([usual, seen])))]
+
+    assert sorted(titles) == ["digits", "digits, train split"]

@@ -185,6 +185,22 @@ def test_plugins_lists_name_kind_provider_version_and_options(command: Command) 
     assert any(line.split()[:3] == ["attack", "pgd", "benchbox"] for line in output.splitlines())
 
 
+def test_a_report_can_be_made_and_read_after_the_run(command: Command, tmp_path: Path) -> None:
+    Path("grid.toml").write_text(
+        'name = "norms"\nexamples = 10\n[dataset]\nname = "digits"\n[[model]]\nname = "digits-cnn"\n'
+        'weights = "standard"\n[[probe]]\nname = "weight-norms"\n'
+    )
+    command("run", "--grid", "grid.toml", "--quiet", "--executor", "inline")
+
+    output = command("report", "model-table", "--grid", "norms", "--output", "elsewhere").output
+
+    assert "# Models on digits" in output
+    assert "38,282" in output
+    assert Path("elsewhere/norms/model-table-digits.csv").is_file()
+    assert "the report 'noise-scores' finds nothing to show" in command("report", "noise-scores", code=4).output
+    assert "Did you mean 'model-table'" in command("report", "model-tables", code=3).output
+
+
 def test_plugins_reports_what_is_broken(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BENCHBOX_PLUGINS", "toy_plugins,no_such_module")
 

@@ -366,3 +366,19 @@ def test_the_real_mnist(create_dataset: Callable[..., Dataset], data_dir: Path) 
     counts = train.labels.bincount() + calibration.labels.bincount()
     assert counts.tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     assert abs(float(torch.cat([train.images, calibration.images]).mean()) - 0.1307) < 5e-5  # its well-known mean
+
+
+# ------------------------------------------------------------------------------------------------ what is evaluated
+
+
+def test_the_train_split_can_stand_in_for_the_test_split(
+    create_dataset: Callable[..., Dataset], tmp_path: Path
+) -> None:
+    usual, seen = create_dataset("digits"), create_dataset("digits", split="train")
+
+    assert torch.equal(seen.load("test", tmp_path).images, usual.load("train", tmp_path).images)
+    for split in ("train", "calibration"):
+        assert torch.equal(seen.load(split, tmp_path).labels, usual.load(split, tmp_path).labels)
+    assert usual.options.model_dump() == {}  # so that results on the test split keep their keys
+    assert seen.options.model_dump() == {"split": "train"}
+    assert seen.fingerprint(tmp_path) == usual.fingerprint(tmp_path)

@@ -78,8 +78,9 @@ def render(results: Results, out: Path, **options: object) -> list[Path]:
 
 
 def test_the_most_critical_layer_comes_first(tmp_path: Path) -> None:
-    (page,) = render(study(tmp_path), tmp_path, classes=1000)
+    figure, page = render(study(tmp_path), tmp_path, classes=1000)
 
+    assert figure.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     lines = [[text.strip() for text in line.strip("|").split("|")] for line in page.read_text().splitlines()
              if line.startswith("|")]  # fmt: skip
     assert lines[2][:4] == ["conv2", "4", "2", "0.667"]
@@ -89,7 +90,7 @@ def test_the_most_critical_layer_comes_first(tmp_path: Path) -> None:
 
 
 def test_without_the_number_of_classes_there_is_no_half_level(tmp_path: Path) -> None:
-    (page,) = render(study(tmp_path), tmp_path)
+    _, page = render(study(tmp_path), tmp_path)
 
     assert "missing" in page.read_text()
 

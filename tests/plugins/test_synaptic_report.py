@@ -73,9 +73,10 @@ def table(page: Path) -> dict[str, list[str]]:
 
 
 def test_scores_and_classes_of_a_sweep_by_hand(tmp_path):
-    figure, page = render(study(INTACT), tmp_path, classes=10)
+    figure, page, curves = render(study(INTACT), tmp_path, classes=10)
 
     assert figure.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    assert curves.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     assert table(page) == {
         "conv1": ["5", "0.500", "+0.000", "robust", "+0.000", "robust", "+0.000", "robust", "-0.056"],
         "linear1": ["5", "0.500", "+0.250", "antifragile", "+0.500", "antifragile", "+0.250", "antifragile", "+0.222"],
@@ -87,7 +88,7 @@ def test_scores_and_classes_of_a_sweep_by_hand(tmp_path):
 
 
 def test_the_tolerance_and_the_first_step_are_options(tmp_path):
-    _, page = render(study(INTACT), tmp_path, tolerance=0.3, baseline="first-step", rule="trapezoid")
+    _, page, _ = render(study(INTACT), tmp_path, tolerance=0.3, baseline="first-step", rule="trapezoid")
 
     assert [table(page)["linear1"][column] for column in (3, 5, 7)] == ["robust", "antifragile", "robust"]
     text = page.read_text()
@@ -96,7 +97,7 @@ def test_the_tolerance_and_the_first_step_are_options(tmp_path):
 
 
 def test_without_the_probe_only_the_difference_is_defined(tmp_path):
-    _, page = render(study(INTACT, counted=False), tmp_path)
+    _, page, _ = render(study(INTACT, counted=False), tmp_path)
 
     assert table(page)["linear1"] == [
         "5", "missing", "missing", "undefined", "missing", "undefined", "+0.250", "antifragile", "missing"
@@ -105,7 +106,7 @@ def test_without_the_probe_only_the_difference_is_defined(tmp_path):
 
 
 def test_scores_of_a_model_that_is_always_wrong_are_undefined_and_it_says_so(tmp_path):
-    _, page = render(study(made_row(clean=verdicts(0.0), robust=verdicts(0.0))), tmp_path)
+    _, page, _ = render(study(made_row(clean=verdicts(0.0), robust=verdicts(0.0))), tmp_path)
 
     assert set(table(page)["conv1"][1:]) == {"0.500", "missing", "undefined"}
     assert "The intact model has no clean accuracy" in page.read_text()
@@ -115,7 +116,7 @@ def test_scores_of_a_model_that_is_always_wrong_are_undefined_and_it_says_so(tmp
 def test_a_layer_with_a_single_point_has_no_score(tmp_path):
     rows = [INTACT, *(point("conv1", threshold, 0.5, 0.5) for threshold in (0.0, 1.0)), point("linear1", 0.5, 0.5, 0.5)]
 
-    _, page = render(Results(Counted(rows)), tmp_path)
+    _, page, _ = render(Results(Counted(rows)), tmp_path)
 
     assert table(page)["linear1"][0] == "1"
     assert "A sweep of one point has no area" in page.read_text()
@@ -124,7 +125,7 @@ def test_a_layer_with_a_single_point_has_no_score(tmp_path):
 def test_published_results_give_what_needs_no_measurements(tmp_path):
     rows = study(INTACT).rows()
 
-    _, page = render(published(rows, tmp_path), tmp_path)
+    _, page, _ = render(published(rows, tmp_path), tmp_path)
 
     assert table(page)["linear1"][6] == "+0.250"
 
@@ -136,7 +137,7 @@ def test_filters_without_attacks_have_a_clean_score(tmp_path):
         rows.append(made_row(clean=verdicts(1.0), perturbation=row.cell.weight_perturbation))
     nonzero = {row.key: {"conv1": 10 - 2 * index} for index, row in enumerate(rows[1:])} | {rows[0].key: {"conv1": 10}}
 
-    _, page = render(Results(Counted(rows, nonzero=nonzero)), tmp_path)
+    _, page, _ = render(Results(Counted(rows, nonzero=nonzero)), tmp_path)
 
     assert table(page)["conv1"][1:6] == ["0.600", "+0.400", "antifragile", "missing", "undefined"]
 
