@@ -21,6 +21,7 @@ from benchbox_models.reference import wk_net
 
 REGISTRY = Registry.discover()
 OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "attribution-histogram": [{"which": "first"}, {"which": "first", "of": "iqr", "symlog": True}],
     "image-folder": [{"path": "pictures"}, {"path": "pictures.zip"}],
     "tiny-imagenet": [{"path": "tiny.tar.gz"}],
     "checkpoint": [{"builder": "benchbox_models.reference:wk_net", "weights": "wk.pt"}],
