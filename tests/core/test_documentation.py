@@ -24,7 +24,10 @@ from benchbox.runner import run
 from benchbox.testing import contracts
 
 ROOT = Path(__file__).parents[2]
-WRITTEN = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/plugins.md")
+WRITTEN = (
+    "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/plugins.md", "docs/figures.md",
+    "docs/neurons.md", "docs/studies.md",
+)  # fmt: skip
 IMAGES = torch.rand(40, 1, 4, 4, generator=torch.Generator().manual_seed(0))
 
 SMALL_GRID = """
