@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -34,7 +35,7 @@ class FastCopy:
     def __init__(self, model: nn.Module, images: Tensor, dtype: torch.dtype) -> None:
         self._model = model
         traced = fx.symbolic_trace(copy.deepcopy(model))
-        ShapeProp(traced).propagate(images[:1])  # type: ignore[no-untyped-call]
+        ShapeProp(traced).propagate(images[:1])
         parts = dict(traced.named_modules())
         norms = {str(before.target): norm for before, norm in foldable(traced, parts)}
         called = [str(node.target) for node in traced.graph.nodes if node.op == "call_module"]
@@ -110,7 +111,8 @@ class _Layer(nn.Module):
 
     def take(self, part: nn.Module, norm: nn.Module | None) -> None:
         """Compute the layer's tensors anew, in place where they are there already."""
-        weight, bias = part.weight, part.bias
+        weight: Any = part.weight
+        bias: Any = part.bias
         if norm is not None:
             weight, bias = fuse_conv_bn_weights(
                 weight, bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias  # type: ignore[arg-type]
@@ -140,7 +142,7 @@ class _Linear(_Layer):
 class _Convolution(_Layer):
     def __init__(self, part: nn.Conv2d, dtype: torch.dtype) -> None:
         super().__init__(dtype)
-        self.geometry = part.stride, part.padding, part.dilation, part.groups
+        self.geometry: tuple[Any, ...] = part.stride, part.padding, part.dilation, part.groups
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.conv2d(x.to(self.dtype), self.weight, self.bias, *self.geometry)
@@ -165,7 +167,7 @@ class _MatrixProduct(_Convolution):
     def forward(self, x: Tensor) -> Tensor:
         flat = functional.linear(x.to(self.dtype).permute(0, 2, 3, 1).flatten(1), self.weight, self.bias)
         channels, height, width = self.out
-        return flat.unflatten(1, (height, width, channels)).permute(0, 3, 1, 2)
+        return flat.reshape(-1, height, width, channels).permute(0, 3, 1, 2)
 
     def _arranged(self, weight: Tensor) -> Tensor:
         """(out pixels and channels, in pixels and channels): the convolution's answers to single pixels of one."""
@@ -173,9 +175,11 @@ class _MatrixProduct(_Convolution):
         units = torch.eye(height * width, dtype=weight.dtype, device=weight.device)
         # one channel stands for all: each (out, in) pair of channels is a convolution of its own
         answers = functional.conv2d(
-            units.unflatten(1, (1, height, width)), weight.flatten(0, 1)[:, None], None, *self.geometry[:3]
+            units.reshape(-1, 1, height, width), weight.flatten(0, 1)[:, None], None, *self.geometry[:3]
         )
-        answers = answers.unflatten(1, (weight.shape[0], channels))  # (in pixel, out, in channel, height, width)
+        answers = answers.reshape(
+            -1, weight.shape[0], channels, *answers.shape[2:]
+        )  # (in pixel, out, in channel, height, width)
         return answers.permute(3, 4, 1, 0, 2).flatten(3, 4).flatten(0, 2)
 
     def _repeated(self, bias: Tensor) -> Tensor:

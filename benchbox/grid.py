@@ -189,7 +189,9 @@ class GridFile(Strict):
     seeds: list[int] = Field([0], min_length=1, description="one cell per seed, where anything is random")
     examples: int = Field(1000, ge=1, description="the first N test examples, in fixed order")
     batch_size: int = Field(256, ge=1, description="inputs per pass; halved when memory runs out")
-    precision: Precision = Field("float32", description="arithmetic of the search, and of sweeps over weights; verdicts are those of float32")
+    precision: Precision = Field(
+        "float32", description="arithmetic of the search, and of sweeps over weights; verdicts are those of float32"
+    )
     access: list[Literal["adaptive", "oblivious"]] = Field(
         ["adaptive"], min_length=1, description="adaptive: the attacker knows the defense"
     )
@@ -211,8 +213,8 @@ class GridFile(Strict):
     )
     perturbed_access: list[Literal["white-box", "fixed"]] = Field(
         ["white-box"], min_length=1,
-        description="how attacks meet perturbed weights. white-box: on each perturbed network; fixed: one set of examples, "
-        "made on the undefended model with intact weights, meets them all",
+        description="how attacks meet perturbed weights. white-box: on each perturbed network; fixed: one set of "
+        "examples, made on the undefended model with intact weights, meets them all",
     )  # fmt: skip
     probe: list[Entry] = Field([], description="measurements of the model's insides, for every cell")
     exclude: list[Exclude] = Field([], description="cells to leave out")
@@ -444,9 +446,7 @@ class _Expansion:
             if threat.norm in attack.norms and (attack.targeted or not threat.targeted):
                 yield choice, threat
 
-    def _transfers(
-        self, attacks: list[_Choice], sources: list[_Choice]
-    ) -> Iterator[tuple[_Choice, Threat, _Choice]]:
+    def _transfers(self, attacks: list[_Choice], sources: list[_Choice]) -> Iterator[tuple[_Choice, Threat, _Choice]]:
         """What can be made on the ``sources`` to be tried on another network."""
         undetected = [choice for choice in attacks if not choice.plugin.needs_detector]  # type: ignore[attr-defined]
         for source, (choice, threat) in itertools.product(sources, self._able(undetected)):

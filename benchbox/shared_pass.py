@@ -24,7 +24,7 @@ from benchbox.prefix import SharedPrefix
 
 __all__ = ["Held", "Network", "SharedPass"]
 
-SAFETY = 4.0
+SAFETY = 2.0
 TILE_BYTES = 4 * 2**20
 """How large the largest activation of a call of the copy may be: the caches of a core and its share of the last one."""
 
@@ -37,7 +37,6 @@ class Network:
 
     shares: bool = False  # whether the cut forward pass gives its logits
     error: float | None = None  # largest error of a difference of two logits of the copy; None: no copy answers
-    loss_error: float = 0.0  # likewise of its losses
     asked: int = 0
     again: int = 0  # inputs that were run through the model itself
 
@@ -80,18 +79,15 @@ class SharedPass:
     def _add_copy(self, sample: Tensor, dtype: torch.dtype) -> None:
         copy = FastCopy(self.model, sample, dtype)
         fast = SharedPrefix(copy.module, copy.depends(self.changed))
-        whole = self._exact.activations(sample)  # type: ignore[union-attr]
-        few = len(sample) // 2
-        if not few:
-            return
-        alone = self._exact.logits(_rows(whole, slice(few), len(sample)))  # type: ignore[union-attr]
-        if not torch.allclose(alone, self.model(sample[:few]), rtol=1e-4, atol=1e-5):
-            return  # inputs cannot be taken out of a batch
-        laid_out = sample.contiguous(memory_format=torch.channels_last)
-        if not fast.agrees(laid_out, copy.module(laid_out)):
+        laid_out, few = _laid_out(sample), len(sample) // 2
+        whole = copy.module(laid_out)
+        if not few or not fast.agrees(laid_out, whole):
             return
         held = fast.activations(laid_out)
-        tensors = [item for item in (*whole, *held) if isinstance(item, Tensor) and len(item.shape) > 0]
+        alone = fast.logits(_rows(held, slice(few), len(sample)))
+        if not bool((alone - whole[:few]).abs().max() <= 0.1 * whole.abs().max()):
+            return  # inputs cannot be taken out of a batch
+        tensors = [item for item in held if isinstance(item, Tensor) and len(item.shape) > 0]
         self._row_bytes = max(1, sum(item.nbytes for item in tensors) // len(sample))
         largest = _largest(fast, _rows(held, slice(1), len(sample)))
         self._tile = max(8, TILE_BYTES // max(1, largest))
@@ -125,13 +121,15 @@ class SharedPass:
 
     @torch.no_grad()
     def hold(self, images: Tensor, networks: Sequence[Network], batch_size: int) -> Held:
-        """Run the shared part for ``images`` as far as one of the ``networks`` needs it; changed weights do not count."""
+        """Run the shared part for ``images`` as far as one of the ``networks`` needs it."""
         held = Held(images)
-        if self._exact is not None and any(network.shares for network in networks):
-            held.exact = _joined([self._exact.activations(part) for part in images.split(batch_size)], batch_size)
+        if self._exact is not None and any(network.shares and network.error is None for network in networks):
+            held.exact = _joined(
+                [self._exact.activations(part) for part in torch.split(images, batch_size)], batch_size
+            )
         if any(network.error is not None for network in networks):
             tile = min(self._tile, batch_size)
-            held.fast = _joined([self._fast.activations(_laid_out(part)) for part in images.split(tile)], tile)
+            held.fast = _joined([self._fast.activations(_laid_out(part)) for part in torch.split(images, tile)], tile)
         return held
 
     @torch.no_grad()
@@ -144,10 +142,11 @@ class SharedPass:
         network.asked += count
         if not network.shares or self._exact is None:
             network.again += count
-            return torch.cat([self.model(part) for part in held.images.split(batch_size)])
+            return torch.cat([self.model(part) for part in torch.split(held.images, batch_size)])
         if network.error is None or self._copy is None:
             network.again += count
-            return self._themselves(held, torch.arange(count, device=held.images.device), batch_size)
+            parts = [_rows(held.exact, part, count) for part in _slices(count, batch_size)]
+            return torch.cat([self._exact.logits(part) for part in parts])
         self._copy.follow(self.changed)
         found = self._answers(held.fast, count)
         known = torch.zeros(count, dtype=torch.bool, device=found.device)
@@ -155,7 +154,7 @@ class SharedPass:
             narrow = (~(_margin(found) > SAFETY * network.error) & ~known).nonzero()[:, 0]
             if not len(narrow):
                 return found
-            exact = self._themselves(held, narrow, batch_size)
+            exact = torch.cat([self.model(held.images[part]) for part in torch.split(narrow, batch_size)])
             network.error = max(network.error, _error(found[narrow], exact))
             found[narrow], known[narrow] = exact, True
             network.again += len(narrow)
@@ -164,13 +163,6 @@ class SharedPass:
         """The copy's logits, tile by tile."""
         parts = [self._fast.logits(_rows(activations, part, count)) for part in _slices(count, self._tile)]
         return torch.cat(parts).float()
-
-    def _themselves(self, held: Held, index: Tensor, batch_size: int) -> Tensor:
-        """The model's own logits of the images at ``index``."""
-        count = len(held.images)
-        whole = len(index) == count
-        parts: Iterator[Any] = _slices(count, batch_size) if whole else iter(index.split(batch_size))
-        return torch.cat([self._exact.logits(_rows(held.exact, part, count)) for part in parts])  # type: ignore[union-attr]
 
 
 def _laid_out(images: Tensor) -> Tensor:
@@ -215,7 +207,7 @@ def _error(found: Tensor, exact: Tensor) -> float:
 def _largest(prefix: SharedPrefix, activations: Activations) -> int:
     """Bytes of the largest tensor that one input becomes in the rest of the forward pass."""
     rest = prefix.rest
-    ShapeProp(rest).propagate(*activations)  # type: ignore[no-untyped-call]
+    ShapeProp(rest).propagate(*activations)
     metas = [node.meta.get("tensor_meta") for node in rest.graph.nodes if node.op != "get_attr"]
     return max(
         (meta.shape.numel() * meta.dtype.itemsize for meta in metas if hasattr(meta, "dtype")), default=1

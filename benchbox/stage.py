@@ -154,7 +154,7 @@ def prepare(cell: Cell, execution: Execution, registry: Registry) -> Stage:
     check_evaluation_mode(protected, cell.model)
     stage = Stage(
         execution, registry, dataset, examples, model, protected, defense, rng,
-        Batcher(execution.batch_size, execution.device),
+        Batcher(execution.batch_size, execution.device), fixed=recent_sets(registry),
     )  # fmt: skip
     stage.reseed("clean", cell.prefix_seed, *_prefix(registry, cell), _seeding(registry, cell.defense))
     stage.clean = verdicts(stage, examples)

@@ -107,7 +107,7 @@ class _Variant:
         found = hashlib.sha256()
         for name, value in sorted(self.values.items()):
             found.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
-            found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return found.hexdigest()
 
 
@@ -266,7 +266,9 @@ class _Together:
             try:
                 self.weights.put(variant.values)
                 logits = shared.logits(held, variant.network, size)
-                answers[place] = {column: value.cpu() for column, value in judge(logits, labels, self.sweep.dataset).items()}
+                answers[place] = {
+                    column: value.cpu() for column, value in judge(logits, labels, self.sweep.dataset).items()
+                }
             except Exception as error:
                 if is_out_of_memory(error):
                     raise
@@ -294,7 +296,7 @@ class _Together:
             return {"forward": "shared up to the perturbed layer"}
         kind = "bfloat16" if shared.dtype == torch.bfloat16 else "float32"
         return {
-            "forward": f"shared up to the perturbed layer; then a copy in {kind}, and the model itself where it was close",
+            "forward": f"shared up to the perturbed layer; then a {kind} copy, and the model itself where it was close",
             "looked_at_twice": f"{network.again} of {network.asked}",
             "clean_loss": f"{kind}, batch norm folded",
         }

@@ -41,7 +41,12 @@ CASES: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
     "resnet18": ({"name": "resnet18"}, (3, 32)),
 }
 """The models, and channels and size of their images where none are given."""
-GOALS = {("torchvision", "float32"): 3.0, ("torchvision", "mixed"): 5.0, ("resnet18", "float32"): 3.0, ("resnet18", "mixed"): 8.0}
+GOALS = {
+    ("torchvision", "float32"): 3.0,
+    ("torchvision", "mixed"): 5.0,
+    ("resnet18", "float32"): 3.0,
+    ("resnet18", "mixed"): 8.0,
+}
 EPS = 0.1
 
 
@@ -100,15 +105,13 @@ def ours(arguments: argparse.Namespace) -> Side:
     total, more = sum(count[1] for count in counts), sum(count[0] for count in counts)
     print(f"looked at twice: {more} of {total} verdicts; {again.count('all')} networks without a fast copy", flush=True)
     found = [record for cell in cells if (record := outcomes[cell.key].record) is not None]
-    predictions, losses = (_columns([getattr(record, name) for record in found]) for name in ("prediction", "loss"))
+    predictions, losses = (np.stack([getattr(record, name) for record in found]) for name in ("prediction", "loss"))
     if arguments.inputs == "fixed":  # of what was attacked: the record has the clean verdict elsewhere
-        clean, clean_losses = (_columns([getattr(record, f"clean_{name}") for record in found]) for name in ("prediction", "loss"))
+        clean, clean_losses = (
+            np.stack([getattr(record, f"clean_{name}") for record in found]) for name in ("prediction", "loss")
+        )
         predictions, losses = np.concatenate([clean, predictions], 1), np.concatenate([clean_losses, losses], 1)
     return Side(seconds, spent, peak, predictions, losses)
-
-
-def _columns(arrays: list[Array]) -> Array:
-    return np.stack(arrays)
 
 
 def notebook(arguments: argparse.Namespace) -> Side:
@@ -129,7 +132,9 @@ def notebook(arguments: argparse.Namespace) -> Side:
         if adversarial is not None:
             attacked = evaluate(filtered, adversarial, arguments.batch_size)
             met = clean[0] == examples.labels  # the others carry their clean values in our records
-            clean = tuple(torch.cat([one, torch.where(met, two, one)]) for one, two in zip(clean, attacked, strict=True))  # type: ignore[assignment]
+            clean = tuple(
+                torch.cat([one, torch.where(met, two, one)]) for one, two in zip(clean, attacked, strict=True)
+            )  # type: ignore[assignment]
         answers.append(clean)
     seconds, spent, peak = time.perf_counter() - started, time.process_time() - cpu, _resident("VmHWM") - before
     predictions, losses = (torch.stack(columns).numpy() for columns in zip(*answers, strict=True))
@@ -141,7 +146,9 @@ def fgsm(model: torch.nn.Module, examples: api.Examples, batch_size: int) -> api
     found = []
     for images, labels in DataLoader(TensorDataset(examples.images, examples.labels), batch_size=batch_size):
         point = images.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(torch.nn.functional.cross_entropy(model(point), labels, reduction="sum"), point)
+        (gradient,) = torch.autograd.grad(
+            torch.nn.functional.cross_entropy(model(point), labels, reduction="sum"), point
+        )
         found.append((images + EPS * gradient.sign()).clamp(0, 1))
     return api.Examples(torch.cat(found), examples.labels)
 
@@ -191,8 +198,8 @@ def apart(name: str, arguments: list[str], threads: int) -> Side:
         command = [sys.executable, "-m", "benchmarks.sweeps", *arguments, "--side", name, "--out", str(path)]
         subprocess.run(command, cwd=ROOT, check=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)})
         with np.load(path) as found:
-            numbers = (float(found[field]) for field in ("seconds", "cpu_seconds", "mebibytes"))
-            side = Side(*numbers, found["predictions"], found["losses"])
+            seconds, cpu, mebibytes = (float(found[name]) for name in ("seconds", "cpu_seconds", "mebibytes"))
+            side = Side(seconds, cpu, mebibytes, found["predictions"], found["losses"])
     print(f"{name}: {side.seconds:.1f} s, {side.cpu_seconds:.1f} s of CPU", flush=True)
     return side
 
