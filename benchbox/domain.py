@@ -132,8 +132,8 @@ class Cell:
 
     @property
     def intact(self) -> Cell:
-        """The same with the model's own weights."""
-        return replace(self, weight_perturbation=None, prefix_seed=None)
+        """The same with the model's own weights, searched in float32: what a fixed set is made on, in all precisions."""
+        return replace(self, weight_perturbation=None, prefix_seed=None, precision="float32")
 
     @property
     def fixed(self) -> bool:

@@ -414,6 +414,22 @@ def test_a_fixed_set_is_that_of_the_attack_on_the_intact_network_and_judged_by_e
     np.testing.assert_array_equal(record.success, (correct & (model(adversarial).argmax(1) != labels)).numpy())
 
 
+def test_a_fixed_set_is_the_same_in_mixed_precision(
+    cells: Callable[..., tuple[Cell, ...]], fixed: tuple[Cell, ...], registry: Registry
+) -> None:
+    mixed = 'examples = 40\nprecision = "mixed"\nperturbed_access = ["fixed"]'
+    text = GRID.replace('"@each"', '"blocks.1.conv1"').replace("examples = 40", mixed)
+    expected = together(tuple(cell for cell in fixed if cell.fixed), registry)
+    again = tuple(cell for cell in cells(ATTACKED, text=text) if cell.fixed)
+
+    outcomes = together(again, registry)
+
+    assert not outcomes.keys() & expected.keys()
+    for ours, theirs in zip(outcomes.values(), expected.values(), strict=True):
+        for column in ("clean_prediction", "prediction", "success", "linf"):
+            np.testing.assert_array_equal(getattr(ours.record, column), getattr(theirs.record, column))
+
+
 def test_a_fixed_set_is_made_once_for_all_networks_and_jobs(fixed: tuple[Cell, ...], registry: Registry) -> None:
     fgsm = [cell for cell in fixed if cell.weight_perturbation and cell.attack and cell.attack.name == "fgsm"]
 
