@@ -132,7 +132,7 @@ class Cell:
 
     @property
     def intact(self) -> Cell:
-        """The same with the model's own weights, searched in float32: what a fixed set is made on, in all precisions."""
+        """The same with the model's own weights, searched in float32: what a fixed set is made on."""
         return replace(self, weight_perturbation=None, prefix_seed=None, precision="float32")
 
     @property
