@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -131,6 +131,16 @@ class Cell:
             "batch_size": self.batch_size,
             "cell_version": CELL_VERSION,
         }
+
+    @property
+    def intact(self) -> Cell:
+        """The same with the model's own weights, searched in float32: what a fixed set is made on."""
+        return replace(self, weight_perturbation=None, prefix_seed=None, precision="float32")
+
+    @property
+    def fixed(self) -> bool:
+        """Whether its examples are one set, made on the intact model for all its perturbed versions."""
+        return self.source is not None and self.weight_perturbation is not None
 
     @cached_property
     def key(self) -> str:

@@ -189,7 +189,9 @@ class GridFile(Strict):
     seeds: list[int] = Field([0], min_length=1, description="one cell per seed, where anything is random")
     examples: int = Field(1000, ge=1, description="the first N test examples, in fixed order")
     batch_size: int = Field(256, ge=1, description="inputs per pass; halved when memory runs out")
-    precision: Precision = Field("float32", description="arithmetic of the search; verdicts are always float32")
+    precision: Precision = Field(
+        "float32", description="arithmetic of the search, and of sweeps over weights; verdicts are those of float32"
+    )
     access: list[Literal["adaptive", "oblivious"]] = Field(
         ["adaptive"], min_length=1, description="adaptive: the attacker knows the defense"
     )
@@ -209,11 +211,16 @@ class GridFile(Strict):
         False,
         description="whether examples made on each model, undefended and with intact weights, meet all the others too",
     )
+    perturbed_access: list[Literal["white-box", "fixed"]] = Field(
+        ["white-box"], min_length=1,
+        description="how attacks meet perturbed weights. white-box: on each perturbed network; fixed: one set of "
+        "examples, made on the undefended model with intact weights, meets them all",
+    )  # fmt: skip
     probe: list[Entry] = Field([], description="measurements of the model's insides, for every cell")
     exclude: list[Exclude] = Field([], description="cells to leave out")
 
     _seeds_distinct = field_validator("seeds")(_distinct)
-    _access_distinct = field_validator("access")(_distinct)
+    _access_distinct = field_validator("access", "perturbed_access")(_distinct)
 
     @field_validator("transfer")
     @classmethod
@@ -307,10 +314,15 @@ class _Expansion:
             for perturbation in [None, *self._perturbations(model)]:
                 for defense in ([None] if undefended else []) + defenses:
                     stage = (seed, dataset, model, perturbation, defense)
-                    for attack, threat, access in self._meetings(attacks, defense):
+                    white_box = perturbation is None or not attacks or "white-box" in self.grid.perturbed_access
+                    for attack, threat, access in self._meetings(attacks, defense) if white_box else ():
                         self._add(*stage, attack, threat, access)
+                    if perturbation and "fixed" in self.grid.perturbed_access:
+                        for attack, threat, source in self._transfers(attacks, [model]):
+                            self._add(*stage, attack, threat, "transfer", source)
                     if self.grid.transfer and perturbation is None:
-                        for attack, threat, source in self._transfers(attacks, models, model):
+                        others = [source for source in models if source is not model]
+                        for attack, threat, source in self._transfers(attacks, others):
                             self._add(*stage, attack, threat, "transfer", source)
         return Plan(
             self.grid.name, tuple(self.cells.values()), tuple(self.excluded), tuple(probe.component for probe in probes)
@@ -434,11 +446,8 @@ class _Expansion:
             if threat.norm in attack.norms and (attack.targeted or not threat.targeted):
                 yield choice, threat
 
-    def _transfers(
-        self, attacks: list[_Choice], models: list[_Choice], model: _Choice
-    ) -> Iterator[tuple[_Choice, Threat, _Choice]]:
-        """What can be made on the other ``models`` to be tried on ``model``."""
-        sources = [source for source in models if source is not model]
+    def _transfers(self, attacks: list[_Choice], sources: list[_Choice]) -> Iterator[tuple[_Choice, Threat, _Choice]]:
+        """What can be made on the ``sources`` to be tried on another network."""
         undetected = [choice for choice in attacks if not choice.plugin.needs_detector]  # type: ignore[attr-defined]
         for source, (choice, threat) in itertools.product(sources, self._able(undetected)):
             yield choice, threat, source
@@ -451,6 +460,8 @@ class _Expansion:
     ) -> None:  # fmt: skip
         random_prefix = any(part.plugin.stochastic for part in (perturbation, defense) if part)
         random = random_prefix or bool(attack and attack.plugin.stochastic) or bool(threat and threat.targeted)
+        searched = bool(attack and attack.plugin.mixed)  # type: ignore[attr-defined]
+        in_family = bool(perturbation and not defense)  # whose networks are evaluated together
         in_batches = bool(attack and attack.plugin.batch_dependent) or bool(defense and defense.plugin.stochastic)  # type: ignore[attr-defined]
         cell = Cell(
             dataset=dataset.component,
@@ -462,7 +473,7 @@ class _Expansion:
             access=access,
             seed=seed if random else None,
             examples=self.grid.examples,
-            precision=self.grid.precision if attack and attack.plugin.mixed else "float32",  # type: ignore[attr-defined]
+            precision=self.grid.precision if searched or in_family else "float32",
             batch_size=self.grid.batch_size if in_batches else None,
             prefix_seed=seed if random_prefix else None,
             source=source.component if source else None,

@@ -18,7 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from benchbox.domain import Precision
 
-__all__ = ["fast_dtype", "lower_precision", "search_copy"]
+__all__ = ["fast_dtype", "foldable", "lower_precision", "search_copy"]
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
 """How far logits of the copy may be off, as a share of the model's largest logit; a copy beyond is not used."""
@@ -99,7 +99,7 @@ def _folded(model: nn.Module) -> nn.Module:
     except Exception:  # control flow that depends on values, and whatever else a forward method does
         return model
     parts = dict(traced.named_modules())
-    for convolution, norm in _foldable(traced, parts):
+    for convolution, norm in foldable(traced, parts):
         owner, _, name = str(convolution.target).rpartition(".")
         fused = fuse_conv_bn_eval(parts[str(convolution.target)], parts[str(norm.target)])
         setattr(parts[owner], name, fused)
@@ -109,7 +109,7 @@ def _folded(model: nn.Module) -> nn.Module:
     return traced
 
 
-def _foldable(traced: fx.GraphModule, parts: dict[str, nn.Module]) -> Iterator[tuple[fx.Node, fx.Node]]:
+def foldable(traced: fx.GraphModule, parts: dict[str, nn.Module]) -> Iterator[tuple[fx.Node, fx.Node]]:
     """The batch norms with the convolution that they follow, where both are called once and nothing else reads it."""
     called = [str(node.target) for node in traced.graph.nodes if node.op == "call_module"]
     for node in list(traced.graph.nodes):

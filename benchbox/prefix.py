@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from benchbox.api import check_fit, tensors_of
 
-__all__ = ["SharedPrefix", "SwappedWeights"]
+__all__ = ["SharedPrefix", "SwappedWeights", "storage"]
 
 
 class SwappedWeights:
@@ -63,8 +63,8 @@ class SharedPrefix:
     def __init__(self, model: nn.Module, changed: Iterable[str]) -> None:
         self.model = model
         traced = fx.symbolic_trace(model)
-        dependent = _dependent(traced, {_storage(tensors_of(model)[name]) for name in changed})
-        self._first, self._rest = _cut(traced, dependent)
+        dependent = _dependent(traced, {storage(tensors_of(model)[name]) for name in changed})
+        self._first, self.rest = _cut(traced, dependent)
         steps = [node for node in traced.graph.nodes if node.op not in ("placeholder", "output")]
         self.steps, self.shared = len(steps), sum(node not in dependent for node in steps)
         self._written: set[int] = set()  # activations that the rest changes in place
@@ -79,7 +79,7 @@ class SharedPrefix:
     def logits(self, activations: tuple[Any, ...]) -> Tensor:
         """The logits (n, k) under the parameters that the model has now; ``activations`` stay as they are."""
         given = [item.clone() if place in self._written else item for place, item in enumerate(activations)]
-        return self._rest(*given)
+        return self.rest(*given)
 
     @torch.no_grad()
     def agrees(self, images: Tensor, expected: Tensor) -> bool:
@@ -103,7 +103,8 @@ class SharedPrefix:
         return self.activations(images) if written else activations
 
 
-def _storage(tensor: Tensor) -> int:
+def storage(tensor: Tensor) -> int:
+    """Where the memory of ``tensor`` begins: the same for tensors that share it."""
     return tensor.untyped_storage().data_ptr()
 
 
@@ -118,7 +119,7 @@ def _dependent(traced: fx.GraphModule, changed: set[int]) -> set[fx.Node]:
             value = _attribute(traced, str(node.target))
             own = [value] if isinstance(value, Tensor) else ()
         depends = node.op == "output" or any(source in found for source in node.all_input_nodes)
-        if depends or any(_storage(tensor) in changed for tensor in own):
+        if depends or any(storage(tensor) in changed for tensor in own):
             found.add(node)
     return found
 
@@ -131,14 +132,15 @@ def _attribute(module: nn.Module, target: str) -> object:
 def _cut(traced: fx.GraphModule, dependent: set[fx.Node]) -> tuple[fx.GraphModule, fx.GraphModule]:
     """The graph without the ``dependent`` nodes, which gives a tuple of what these need, and those nodes alone."""
     nodes = list(traced.graph.nodes)
-    border = [node for node in nodes if node not in dependent and any(user in dependent for user in node.users)]
+    shared = [node for node in nodes if node not in dependent and node.op != "get_attr"]
+    border = [node for node in shared if any(user in dependent for user in node.users)]
     first, rest = fx.Graph(), fx.Graph()
     before: dict[fx.Node, fx.Node] = {}
     after = {node: rest.placeholder(f"given_{place}") for place, node in enumerate(border)}
     for node in nodes:
-        if node in dependent:
+        if node in dependent or (node.op == "get_attr" and not dependent.isdisjoint(node.users)):
             after[node] = rest.node_copy(node, after.__getitem__)
-        else:
+        if node not in dependent:
             before[node] = first.node_copy(node, before.__getitem__)
     first.output(tuple(before[node] for node in border))
     return fx.GraphModule(traced, first), fx.GraphModule(traced, rest)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,6 +79,12 @@ class Search:
         """Nothing found, nothing spent."""
         none, zero = torch.zeros(len(images), dtype=torch.bool), torch.zeros(len(images))
         return cls(images.clone(), none, none.clone(), zero, zero.clone(), zero.clone(), batch_size)
+
+    def take(self, index: Tensor) -> Search:
+        """What was found for the examples at ``index``."""
+        columns = {item.name: getattr(self, item.name) for item in fields(self)}
+        taken: dict[str, Any] = {name: value[index] for name, value in columns.items() if isinstance(value, Tensor)}
+        return replace(self, **taken)
 
     def then(self, index: Tensor, later: Search, keep_points: bool) -> Search:
         """This search followed by a ``later`` one of the examples at ``index``, none of which was broken before.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,11 @@ class Verdicts:
     loss: Tensor  # float32, cross entropy with the true labels in nats
     evidence: Mapping[str, Tensor]  # float32 each
 
+    def take(self, index: Tensor) -> Verdicts:
+        """Those on the inputs at ``index``."""
+        evidence = {name: score[index] for name, score in self.evidence.items()}
+        return Verdicts(self.prediction[index], self.rejected[index], self.loss[index], evidence)
+
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
@@ -41,6 +48,27 @@ class Attempt:
     flags: list[Flag]
     vanishing: list[Flag]  # gradients that vanish, which matters where the attack failed
     stood_in: bool  # whether it met a surrogate, or other random draws than the verdict does
+
+
+@dataclass(frozen=True, slots=True)
+class FixedSet:
+    """Adversarial examples of all inputs, made on the intact model, for all its perturbed versions."""
+
+    attempt: Attempt
+    reached: Mapping[str, Tensor]  # how far each is from its clean input, by norm
+
+
+_RECENT: weakref.WeakKeyDictionary[Registry, OrderedDict[str, FixedSet]] = weakref.WeakKeyDictionary()
+RECENT_SETS = 4
+"""How many fixed sets a process remembers: the jobs of a sweep, a layer each, follow one another."""
+
+
+def recent_sets(registry: Registry) -> OrderedDict[str, FixedSet]:
+    """The fixed sets that were used last by jobs with the plugins of ``registry``, by the key of their intact cell."""
+    found = _RECENT.setdefault(registry, OrderedDict())
+    while len(found) > RECENT_SETS:
+        found.popitem(last=False)
+    return found
 
 
 @dataclass
@@ -64,6 +92,8 @@ class Stage:
     searches: dict[str, Attempt] = field(default_factory=dict)  # of minimum-norm attacks and curves
     copies: dict[tuple[nn.Module, Precision], nn.Module] = field(default_factory=dict)
     guides: dict[str, api.Examples] = field(default_factory=dict)  # by which model the attacker meets
+    fixed: dict[str, FixedSet] = field(default_factory=dict)  # by the key of the intact model's cell
+    judged: Callable[[str, api.Examples], Verdicts | None] | None = None  # a family's verdicts on a set, found together
 
     def reseed(self, phase: str, *parts: Any) -> None:
         """Let the defense draw anew: attacker and verdict never meet the same noise, and no cell its neighbour's."""
@@ -130,7 +160,7 @@ def prepare(cell: Cell, execution: Execution, registry: Registry) -> Stage:
     check_evaluation_mode(protected, cell.model)
     stage = Stage(
         execution, registry, dataset, examples, model, protected, defense, rng,
-        Batcher(execution.batch_size, execution.device), notes=notes, flags=flags,
+        Batcher(execution.batch_size, execution.device), notes=notes, flags=flags, fixed=recent_sets(registry),
     )  # fmt: skip
     stage.reseed("clean", cell.prefix_seed, *_prefix(registry, cell), _seeding(registry, cell.defense))
     stage.clean = verdicts(stage, examples)

@@ -8,19 +8,21 @@ handed out as a stage of its own, with its weights in place as long as its cells
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchbox import api, checks
 from benchbox.batcher import Batcher, is_out_of_memory
 from benchbox.domain import Cell, Execution, Flag
-from benchbox.prefix import SharedPrefix, SwappedWeights
+from benchbox.errors import ContractError
+from benchbox.prefix import SwappedWeights
 from benchbox.registry import Registry
+from benchbox.shared_pass import Network, SharedPass
 from benchbox.stage import (
     Stage,
     Verdicts,
@@ -31,11 +33,17 @@ from benchbox.stage import (
     load_model,
     perturbation_rng,
     prepare,
+    recent_sets,
 )
 
 WAVE_BYTES = 512 * 2**20
 """How much memory the changed weights of the networks that are evaluated together may take."""
 
+HELD_BYTES = 256 * 2**20
+"""How much memory the activations may take that the networks share."""
+CLEAN = "clean"
+
+T = TypeVar("T")
 Staged = tuple[Sequence[Cell], Stage | Exception]
 
 
@@ -62,7 +70,7 @@ def stages(cells: Sequence[Cell], execution: Execution, registry: Registry) -> I
 def _family(cell: Cell) -> tuple[Any, ...]:
     """What models have in common that differ in their weights alone."""
     defense = cell.defense.digest if cell.defense else None
-    return cell.dataset.digest, cell.model.digest, defense, cell.examples, cell.batch_size
+    return cell.dataset.digest, cell.model.digest, defense, cell.examples, cell.batch_size, cell.precision
 
 
 def _member(cell: Cell) -> tuple[Any, ...]:
@@ -83,10 +91,9 @@ class _Variant:
 
     cells: Sequence[Cell]
     values: Mapping[str, Tensor]
-    shares: bool = False  # whether the shared prefix gives its logits
+    network: Network = field(default_factory=Network)
     flags: list[Flag] = field(default_factory=list)
-    note: str = ""
-    parts: list[dict[str, Tensor]] = field(default_factory=list)  # of its verdicts, batch by batch
+    verdicts: dict[str, Verdicts] = field(default_factory=dict)  # by the set of examples
     error: Exception | None = None
 
     @property
@@ -100,16 +107,8 @@ class _Variant:
         found = hashlib.sha256()
         for name, value in sorted(self.values.items()):
             found.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
-            found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+            found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         return found.hexdigest()
-
-    def judged(self) -> tuple[Verdicts, list[Flag], str]:
-        """Verdicts, flags and the note on how they came about. Raises what went wrong."""
-        if self.error:
-            raise self.error
-        found = {name: torch.cat([part[name] for part in self.parts]) for name in self.parts[0]}
-        nothing = torch.zeros_like(found["prediction"], dtype=torch.bool)
-        return Verdicts(found["prediction"], nothing, found["loss"], {}), self.flags, self.note
 
 
 class _Sweep:
@@ -123,7 +122,10 @@ class _Sweep:
         check_evaluation_mode(self.model, cell.model)
         self.batcher = Batcher(execution.batch_size, execution.device)
         self.sample = self.examples.images[: checks.PROBED].to(execution.device)
+        self.precision = cell.precision
         self.known: dict[str, _Variant] = {}  # networks whose verdicts were found, by digest
+        self.sources: dict[str, nn.Module] = {}
+        self.fixed = recent_sets(registry)
 
     def stages(self, members: Sequence[Sequence[Cell]]) -> Iterator[Staged]:
         """See :func:`stages`."""
@@ -157,8 +159,10 @@ class _Sweep:
             try:
                 named = [(variant.digest, variant) for variant in wave]
                 new = {digest: variant for digest, variant in reversed(named) if digest not in self.known}
+                together = _Together(self, list(new.values()), weights)
                 if new:
-                    self._classify(list(new.values()), weights)
+                    together.meet()
+                    together.judge(CLEAN, self.examples)
                 self.known |= new
             except Exception as error:  # the worker boundary
                 yield from ((variant.cells, error) for variant in wave)
@@ -166,94 +170,133 @@ class _Sweep:
             for digest, variant in named:
                 try:
                     weights.put(variant.values)
-                    stage: Stage | Exception = self._stage(self.known[digest])
+                    stage: Stage | Exception = self._stage(self.known[digest], variant, together)
                 except Exception as error:  # likewise: of this network alone
                     stage = error
                 yield variant.cells, stage
+            for variant in wave:
                 variant.values = {}  # its verdicts may serve again, its weights do not
 
-    def _classify(self, variants: Sequence[_Variant], weights: SwappedWeights) -> None:
-        """Find the clean verdicts of these networks, batch by batch; what they share passes once for each batch."""
-        prefix, reason = self._prefix({name for variant in variants for name in variant.values})
-        for variant in variants:
+    def _stage(self, judged: _Variant, variant: _Variant, together: _Together) -> Stage:
+        """The stage of a network whose weights are in place; ``judged`` is one with equal weights."""
+        if judged.error:
+            raise judged.error
+        protected = api.Protected(self.model).requires_grad_(False).eval()
+        stage = Stage(
+            self.execution, self.registry, self.dataset, self.examples, self.model, protected, None, torch.Generator(),
+            Batcher(self.execution.batch_size, self.execution.device),
+            flags=list(judged.flags), notes=together.notes(judged), sources=self.sources, fixed=self.fixed,
+            judged=lambda name, examples: together.verdicts(judged, variant, name, examples),
+        )  # fmt: skip
+        stage.clean = judged.verdicts[CLEAN]
+        return stage
+
+
+class _Together:
+    """Networks whose weights are in memory together, and what shares their forward pass."""
+
+    def __init__(self, sweep: _Sweep, variants: Sequence[_Variant], weights: SwappedWeights) -> None:
+        self.sweep, self.variants, self.weights, self.batcher = sweep, variants, weights, sweep.batcher
+        self.shared: SharedPass | None = None
+
+    def meet(self) -> None:
+        """Look at each network by itself, on a sample."""
+        self.shared = self._attempt(self._cut)
+        for variant in self.variants:
             try:
-                weights.put(variant.values)
-                variant.shares, variant.flags = self._check(prefix)
-                variant.note = "shared up to the perturbed layer" if variant.shares else f"whole: {reason}"
+                self.weights.put(variant.values)
+                variant.network, variant.flags = self._attempt(self._look)
             except Exception as error:  # the worker boundary: the others go on
                 variant.error = error
-        start, total = 0, len(self.examples)
-        while start < total:
-            batch = self.examples.take(torch.arange(start, min(start + self.batcher.size, total)))
-            done = self.batcher.attempt(lambda batch=batch: self._batch(batch, variants, weights, prefix), len(batch))  # type: ignore[misc]
-            if done is not None:
-                for variant, part in zip(variants, done, strict=True):
-                    variant.parts.append(part)
-                start += len(batch)
 
-    def _prefix(self, changed: set[str]) -> tuple[SharedPrefix | None, str]:
-        """What all networks share that change these parameters, if anything; and the reason where it is not used."""
-        try:
-            return SharedPrefix(self.model, changed), "torch.fx sees another function than the model computes"
-        except Exception as error:  # whatever a model's own code does not let torch.fx do
-            return None, f"torch.fx cannot trace the model ({type(error).__name__})"
-
-    def _check(self, prefix: SharedPrefix | None) -> tuple[bool, list[Flag]]:
-        """Whether ``prefix`` gives the logits that the model as it is now gives itself, and what is odd about them."""
+    def _attempt(self, look: Callable[[SharedPass | None], T]) -> T:
+        """``look`` at the sample, of which there are fewer where memory runs out."""
         done = None
         while done is None:
-            if len(self.sample) > self.batcher.size:
-                self.sample = self.sample[: self.batcher.size]
-            done = self.batcher.attempt(lambda: self._compare(prefix, self.sample), len(self.sample))
+            self.sweep.sample = self.sweep.sample[: self.batcher.size]
+            done = self.batcher.attempt(lambda: look(self.shared), len(self.sweep.sample))
         return done
 
-    def _compare(self, prefix: SharedPrefix | None, sample: Tensor) -> tuple[bool, list[Flag]]:
-        with torch.no_grad():
-            output = self.model(sample)
-        try:
-            shares = prefix is not None and prefix.agrees(sample, output)
-        except Exception as error:  # of a graph that is not the model's
-            if is_out_of_memory(error):
-                raise
-            shares = False
-        with torch.no_grad():
-            again = output if shares else self.model(sample)
-        found = [
-            checks.softmax_output(output),
-            None if shares else checks.unstable_output(output, again),
-        ]
-        return shares, [flag for flag in found if flag]
+    def _cut(self, _: SharedPass | None) -> SharedPass:
+        changed = {name for variant in self.variants for name in variant.values}
+        return SharedPass(self.sweep.model, changed, self.sweep.sample, self.sweep.precision)
 
-    def _batch(
-        self, batch: api.Examples, variants: Sequence[_Variant], weights: SwappedWeights, prefix: SharedPrefix | None
-    ) -> list[dict[str, Tensor]]:
-        """What each of the networks says to ``batch``, on the CPU; nothing of one that raises."""
-        images, labels = batch.images.to(self.batcher.device), batch.labels.to(self.batcher.device)
-        shared = prefix.activations(images) if prefix and any(variant.shares for variant in variants) else ()
-        answers: list[dict[str, Tensor]] = []
-        for variant in variants:
-            answers.append({})
+    def _look(self, shared: SharedPass | None) -> tuple[Network, list[Flag]]:
+        """What is known of the network that the model is now, and what is odd about its logits."""
+        sample, model = self.sweep.sample, self.sweep.model
+        with torch.no_grad():
+            output = model(sample)
+            network = shared.meet(sample, output) if shared else Network()
+            again = output if network.shares else model(sample)
+        unstable = None if network.shares else checks.unstable_output(output, again)
+        return network, [flag for flag in (checks.softmax_output(output), unstable) if flag]
+
+    def judge(self, name: str, examples: api.Examples) -> None:
+        """Find the verdicts of all networks on ``examples``; what they share passes once for each part of them."""
+        parts: dict[int, list[dict[str, Tensor]]] = {place: [] for place in range(len(self.variants))}
+        start, total = 0, len(examples)
+        while start < total:
+            size = self.batcher.size
+            if self.shared and not self.batcher.halvings:
+                size = self.shared.rows(size, HELD_BYTES)
+            some = examples.take(torch.arange(start, min(start + size, total)))
+            done = self.batcher.attempt(lambda some=some: self._part(some), min(len(some), self.batcher.size))  # type: ignore[misc]
+            if done is not None:
+                for place, answer in done.items():
+                    parts[place].append(answer)
+                start += len(some)
+        for variant, found in zip(self.variants, parts.values(), strict=True):
+            if not variant.error:
+                columns = {column: torch.cat([part[column] for part in found]) for column in found[0]}
+                nothing = torch.zeros_like(columns["prediction"], dtype=torch.bool)
+                variant.verdicts[name] = Verdicts(columns["prediction"], nothing, columns["loss"], {})
+
+    def _part(self, examples: api.Examples) -> dict[int, dict[str, Tensor]]:
+        """Verdicts on some examples, by the place of the network."""
+        images, labels = (tensor.to(self.batcher.device) for tensor in (examples.images, examples.labels))
+        shared, size = self.shared, self.batcher.size
+        if shared is None:
+            raise ContractError("networks are judged before they were met")
+        sound = [variant.network for variant in self.variants if not variant.error]
+        held = shared.hold(images, sound, size)
+        answers = {}
+        for place, variant in enumerate(self.variants):
             if variant.error:
                 continue
             try:
-                weights.put(variant.values)
-                with torch.no_grad():
-                    logits = prefix.logits(shared) if prefix and variant.shares else self.model(images)
-                answers[-1] = {name: value.cpu() for name, value in judge(logits, labels, self.dataset).items()}
+                self.weights.put(variant.values)
+                logits = shared.logits(held, variant.network, size)
+                answers[place] = {
+                    column: value.cpu() for column, value in judge(logits, labels, self.sweep.dataset).items()
+                }
             except Exception as error:
                 if is_out_of_memory(error):
                     raise
                 variant.error = error
         return answers
 
-    def _stage(self, variant: _Variant) -> Stage:
-        """The stage of a network whose weights are in place."""
-        clean, flags, note = variant.judged()
-        protected = api.Protected(self.model).requires_grad_(False).eval()
-        stage = Stage(
-            self.execution, self.registry, self.dataset, self.examples, self.model, protected, None, torch.Generator(),
-            Batcher(self.execution.batch_size, self.execution.device),
-            flags=list(flags), notes={"forward": note},
-        )  # fmt: skip
-        stage.clean = clean
-        return stage
+    def verdicts(self, judged: _Variant, variant: _Variant, name: str, examples: api.Examples) -> Verdicts | None:
+        """The verdicts of ``judged`` on the set ``name`` of examples, found for all networks at once where it is new;
+        None for one of an earlier wave. The weights of ``variant`` are in place afterwards."""
+        if name not in judged.verdicts and any(judged is own for own in self.variants):
+            try:
+                self.judge(name, examples)
+            finally:
+                self.weights.put(variant.values)
+        if judged.error:
+            raise judged.error
+        return judged.verdicts.get(name)
+
+    def notes(self, variant: _Variant) -> dict[str, str]:
+        """How the verdicts of a network came about, for its result's environment."""
+        shared, network = self.shared, variant.network
+        if shared is None or not network.shares:
+            return {"forward": f"whole: {shared.reason if shared else 'not cut'}"}
+        if not network.again < network.asked:
+            return {"forward": "shared up to the perturbed layer"}
+        kind = "bfloat16" if shared.dtype == torch.bfloat16 else "float32"
+        return {
+            "forward": f"shared up to the perturbed layer; then a {kind} copy, and the model itself where it was close",
+            "looked_at_twice": f"{network.again} of {network.asked}",
+            "clean_loss": f"{kind}, batch norm folded",
+        }

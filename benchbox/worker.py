@@ -38,7 +38,7 @@ from benchbox.errors import BenchboxError, ContractError
 from benchbox.examples import save_examples
 from benchbox.identity import derive_seed
 from benchbox.registry import Registry
-from benchbox.stage import Attempt, Stage, create, guides, prepare, verdicts
+from benchbox.stage import Attempt, FixedSet, Stage, create, guides, prepare, verdicts
 from benchbox.streams import RowRandom
 from benchbox.variants import stages
 
@@ -169,9 +169,10 @@ def _attackable(stage: Stage) -> Tensor:
 def _attack_seed(cell: Cell) -> int:
     """The seed of the attack's streams: of the whole key, but for how far and how precisely it searches.
 
-    All eps of a minimum-norm attack's cells share one seed, too.
+    All eps of a minimum-norm attack's cells share one seed, too, and all perturbed versions that meet a fixed set.
     """
-    return derive_seed("attack", replace(cell, precision="float32", max_passes=None).identity())
+    own = cell.intact if cell.fixed else cell
+    return derive_seed("attack", replace(own, precision="float32", max_passes=None).identity())
 
 
 def _attack(stage: Stage, cell: Cell, index: Tensor) -> Attempt:
@@ -180,6 +181,8 @@ def _attack(stage: Stage, cell: Cell, index: Tensor) -> Attempt:
     threat = cell.threat
     if threat is None:
         raise ContractError("an attack needs a threat")
+    if cell.fixed:
+        return _fixed(stage, cell, attack, threat, index)
     if threat.curve and not cell.source:  # what is transferred never sees a break, so it is searched radius by radius
         return _curve(stage, cell, attack, threat, index)
     if not isinstance(attack, api.MinimumNormAttack):
@@ -188,6 +191,19 @@ def _attack(stage: Stage, cell: Cell, index: Tensor) -> Attempt:
     if cell.key not in stage.searches:
         stage.searches[cell.key] = _search(stage, cell, attack, replace(threat, eps=math.inf), index)
     return stage.searches[cell.key]
+
+
+def _fixed(stage: Stage, cell: Cell, attack: api.Attack, threat: Threat, index: Tensor) -> Attempt:
+    """Of the set that was made on the intact model what meets this one: made once, from all inputs with their true
+    labels, whether the intact model classifies them correctly or not."""
+    intact, images = cell.intact, stage.examples.images
+    if intact.key not in stage.fixed:
+        unlimited = isinstance(attack, api.MinimumNormAttack)
+        wanted = replace(threat, eps=math.inf) if unlimited else threat
+        attempt = _search(stage, intact, attack, wanted, torch.arange(len(images)))
+        stage.fixed[intact.key] = FixedSet(attempt, distances(images, attempt.found.adversarial.float()))
+    attempt = stage.fixed[intact.key].attempt
+    return replace(attempt, found=attempt.found.take(index))
 
 
 def _curve(stage: Stage, cell: Cell, attack: api.Attack, threat: Threat, index: Tensor) -> Attempt:
@@ -317,7 +333,8 @@ def _verify(stage: Stage, cell: Cell, index: Tensor, found: Search) -> tuple[Rec
         return _record(stage, index, {}, {}), stage.examples.images
     check_range(name, handed_out)
     plugin = stage.registry.get("attack", name).plugin
-    reached = distances(clean, handed_out)
+    one_set = stage.fixed.get(cell.intact.key) if cell.fixed else None
+    reached = {norm: far[index] for norm, far in one_set.reached.items()} if one_set else distances(clean, handed_out)
     limit = allowance(threat, stage.examples.images[0].numel())
     if issubclass(plugin, api.MinimumNormAttack):
         near = reached[threat.norm] <= limit
@@ -334,7 +351,11 @@ def _verify(stage: Stage, cell: Cell, index: Tensor, found: Search) -> tuple[Rec
     adversarial = stage.examples.images.clone()
     adversarial[index] = handed_out
     stage.reseed("verdict", cell.identity())
-    answer = verdicts(stage, api.Examples(handed_out, stage.examples.labels[index]))
+    whole = None
+    if one_set and stage.judged and not issubclass(plugin, api.MinimumNormAttack):
+        everything = api.Examples(one_set.attempt.found.adversarial.float(), stage.examples.labels)
+        whole = stage.judged(cell.intact.key, everything)
+    answer = whole.take(index) if whole else verdicts(stage, api.Examples(handed_out, stage.examples.labels[index]))
     aims = _aims(stage, cell, index)
     won = (answer.prediction == aims) if threat.targeted else (answer.prediction != aims)
     columns = {
