@@ -99,6 +99,11 @@ def stochastic_without_eot(attack: Attack) -> Flag | None:
 def too_few_classes(attack: Attack, classes: int) -> Flag | None:
     """A loss of the attack needs more classes. A note: the attack falls back to another loss."""
     needed = max(member.min_classes for member in _members(attack))
+    if classes == 1:
+        return Flag(
+            "too-few-classes", "there is one class and so no wrong answer: nothing can be broken",
+            "count nothing on this data set as robustness",
+        )  # fmt: skip
     if classes >= needed:
         return None
     return Flag(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from benchbox.training_state import Epoch
     from benchbox.verification import Verification
 
+PICTURES = (".png", ".svg")
 out = Console(soft_wrap=True, highlight=False, markup=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
 
@@ -100,8 +102,12 @@ def print_summary(summary: Summary, settings: Settings, pages: Sequence[Path]) -
     for failure in summary.failures:
         out.print(f"failed: {failure}", style="red")
     out.print(f"database     {public_url(settings.database)}")
+    drawn = Counter(path.parent for path in pages if path.suffix in PICTURES)
     for path in pages:
-        out.print(f"{path.suffix.removeprefix('.'):12} {path}")
+        if path.suffix not in PICTURES:
+            out.print(f"{path.suffix.removeprefix('.'):12} {path}")
+    for folder, count in drawn.items():
+        out.print(f"{'pictures':12} {folder} ({count})")
 
 
 def print_plan(estimate: Estimate) -> None:

@@ -43,8 +43,8 @@ def targeted_dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
 def runner_up(logits: Tensor, y: Tensor, rank: Tensor) -> Tensor:
     """The class that is ``rank`` (int64 (n,), 0 = the strongest) places down among the classes other than ``y``.
 
-    Ranks beyond the last class give the last one.
+    Ranks beyond the last class give the last one; where ``y`` is the only class, it is returned itself.
     """
     own = torch.nn.functional.one_hot(y, logits.shape[1]).bool()
     order = logits.masked_fill(own, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    return order.gather(1, rank.clamp_max(logits.shape[1] - 2)[:, None])[:, 0]
+    return order.gather(1, rank.clamp_max(logits.shape[1] - 2).clamp_min(0)[:, None])[:, 0]
