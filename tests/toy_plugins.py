@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from benchbox import api
-from benchbox.domain import Record, Score
+from benchbox.domain import Record, Score, Threat
 from benchbox.hookspecs import hookimpl
 
 CLASSES = 3
@@ -144,7 +144,7 @@ class ToyAttack(api.BudgetAttack):
         return 1
 
     def perturb(
-        self, model: api.AttackTarget, x: Tensor, y: Tensor, threat: api.Threat, rng: api.RowRandom
+        self, model: api.AttackTarget, x: Tensor, y: Tensor, threat: Threat, rng: api.RowRandom
     ) -> Tensor:  # fmt: skip
         time.sleep(self.options.seconds)
         step = torch.full_like(x, 0.0)
@@ -173,7 +173,7 @@ class ToySilent(ToyAttack):
     name = "toy-silent"
 
     def perturb(
-        self, model: api.AttackTarget, x: Tensor, y: Tensor, threat: api.Threat, rng: api.RowRandom
+        self, model: api.AttackTarget, x: Tensor, y: Tensor, threat: Threat, rng: api.RowRandom
     ) -> Tensor:  # fmt: skip
         model(super().perturb(model, x, y, threat, rng))
         return x
@@ -188,10 +188,10 @@ class ToyNearest(api.MinimumNormAttack):
     runs = 0
 
     def perturb(
-        self, model: api.AttackTarget, x: Tensor, y: Tensor, threat: api.Threat, rng: api.RowRandom
+        self, model: api.AttackTarget, x: Tensor, y: Tensor, threat: Threat, rng: api.RowRandom
     ) -> Tensor:  # fmt: skip
         type(self).runs += 1
-        return ToyAttack(ToyAttack.Options()).perturb(model, x, y, api.Threat("linf", 0.1001), rng)
+        return ToyAttack(ToyAttack.Options()).perturb(model, x, y, Threat("linf", 0.1001), rng)
 
 
 class ToyNoise(api.BudgetAttack):
@@ -203,7 +203,7 @@ class ToyNoise(api.BudgetAttack):
     stochastic = True
 
     def perturb(
-        self, model: api.AttackTarget, x: Tensor, y: Tensor, threat: api.Threat, rng: api.RowRandom
+        self, model: api.AttackTarget, x: Tensor, y: Tensor, threat: Threat, rng: api.RowRandom
     ) -> Tensor:  # fmt: skip
         return (x + threat.eps * (2 * rng.uniform(x.shape[1:]) - 1)).clamp(0, 1)
 
@@ -225,7 +225,7 @@ class ToyCopycat(api.BudgetAttack):
     needs_guides = True
 
     def perturb(
-        self, model: api.AttackTarget, x: Tensor, y: Tensor, threat: api.Threat, rng: api.RowRandom
+        self, model: api.AttackTarget, x: Tensor, y: Tensor, threat: Threat, rng: api.RowRandom
     ) -> Tensor:  # fmt: skip
         if model.guides is None or not len(model.guides):
             return x
