@@ -6,7 +6,7 @@ result there is zero; "no-skip" takes the images' mean for the reference, so tha
 best of several ``perturbations_per_eval``. "All units" are those of ML-LOO. Its values are compared.
 
 The bank: both find the 10 nearest by cosine of 1,000 queries among 50,000 codes of 512 dimensions, exactly, on the same
-numbers; the answers are compared. Each side is asked once for the start and then ``--repeats`` times; the median counts.
+numbers; the answers are compared. Each side is asked once, and then ``--repeats`` times; their median counts.
 """
 
 from __future__ import annotations
