@@ -24,6 +24,7 @@ from benchbox.api.measures import Batch, Metric, Probe
 from benchbox.api.models import Model, WeightPerturbation, check_fit, target_layers, tensors_of
 from benchbox.api.outputs import Executor, Figure, Frames, Report, Scene
 from benchbox.api.plugin import Options, Plugin
+from benchbox.domain import Threat
 from benchbox.errors import ContractError, DataError
 from benchbox.statistics import bootstrap_median, conservative_threshold, wilson
 from benchbox.streams import RowRandom
@@ -32,6 +33,6 @@ __all__ = [
     "Attack", "AttackTarget", "Batch", "BudgetAttack", "ContractError", "DataError", "Dataset", "Defense",
     "Ensemble", "Examples", "Executor", "Figure", "Frames", "Metric", "MinimumNormAttack", "Model", "Needs",
     "Options", "Plugin", "Probe", "Protected", "RejectLogit", "Report", "RowRandom", "Rows", "Scene",
-    "StepAttack", "WeightPerturbation", "adversarial_loss", "bootstrap_median", "check_fit",
+    "StepAttack", "Threat", "WeightPerturbation", "adversarial_loss", "bootstrap_median", "check_fit",
     "conservative_threshold", "fooled", "target_layers", "tensors_of", "wilson",
 ]  # fmt: skip
