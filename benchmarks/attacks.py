@@ -119,37 +119,50 @@ def _task(case: Case) -> Task:
     return Task(target, api.Examples(case.images, case.labels), torch.arange(len(case.labels)), case.threat, 0)
 
 
-def ours(case: Case, attack: str, options: dict[str, Any], precision: Precision) -> tuple[Tensor, float]:
+class Clock:
+    """Seconds of what it surrounds, and how much memory that took: what is imported before is not in them."""
+
+    def __enter__(self) -> None:
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+        self._before, self._started = _resident("VmRSS"), time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds, self.mebibytes = time.perf_counter() - self._started, _resident("VmHWM") - self._before
+
+
+def ours(case: Case, attack: str, options: dict[str, Any], precision: Precision, clock: Clock) -> tuple[Tensor, float]:
     """bool (n,): what withstood ours; and the FLOP of all passes."""
-    plugin = Registry.discover().create("attack", attack, options)
-    with runtime.computing(None):
+    plugin, task = Registry.discover().create("attack", attack, options), _task(case)
+    with runtime.computing(None), clock:
         copy = search_copy(case.model, case.images[:16], precision)
-        found = search_on_copy(plugin, _task(case), copy, BATCH)
+        found = search_on_copy(plugin, task, copy, BATCH)
     forward, backward = pass_flop(case)
     return ~found.broken, float(found.forwards.sum()) * forward + float(found.backwards.sum()) * backward
 
 
-def official(case: Case) -> tuple[Tensor, float]:
+def official(case: Case, clock: Clock) -> tuple[Tensor, float]:
     """What withstood the package, batch by batch."""
-    plugin = Registry.discover().create("attack", "autoattack-reference", {})
-    task = _task(case)
-    found = run_task(plugin, task, BATCH)
+    plugin, task = Registry.discover().create("attack", "autoattack-reference", {}), _task(case)
+    importlib.import_module("pyautoattack")
+    with clock:
+        found = run_task(plugin, task, BATCH)
     forward, backward = pass_flop(case)
     return ~found.broken, float(found.forwards.sum()) * forward + float(found.backwards.sum()) * backward
 
 
-def library(name: str, case: Case, attack: str, steps: int) -> tuple[Tensor, float]:
+def library(name: str, case: Case, attack: str, steps: int, clock: Clock) -> tuple[Tensor, float]:
     """What withstood PGD or FGSM of foolbox or torchattacks, called directly."""
     peer, eps, points = importlib.import_module(name), case.threat.eps, []
-    for start in range(0, len(case.labels), BATCH):
-        x, y = case.images[start : start + BATCH], case.labels[start : start + BATCH]
-        if name == "foolbox":
-            model = peer.PyTorchModel(case.model, bounds=(0, 1))
-            pgd = peer.attacks.LinfPGD(rel_stepsize=2.5 / steps, steps=steps)
-            points.append((peer.attacks.FGSM() if attack == "fgsm" else pgd)(model, x, y, epsilons=eps)[1])
-        else:
-            pgd = peer.PGD(case.model, eps=eps, alpha=2.5 * eps / steps, steps=steps)
-            points.append((peer.FGSM(case.model, eps=eps) if attack == "fgsm" else pgd)(x, y))
+    with clock:
+        for start in range(0, len(case.labels), BATCH):
+            x, y = case.images[start : start + BATCH], case.labels[start : start + BATCH]
+            if name == "foolbox":
+                model = peer.PyTorchModel(case.model, bounds=(0, 1))
+                pgd = peer.attacks.LinfPGD(rel_stepsize=2.5 / steps, steps=steps)
+                points.append((peer.attacks.FGSM() if attack == "fgsm" else pgd)(model, x, y, epsilons=eps)[1])
+            else:
+                pgd = peer.PGD(case.model, eps=eps, alpha=2.5 * eps / steps, steps=steps)
+                points.append((peer.FGSM(case.model, eps=eps) if attack == "fgsm" else pgd)(x, y))
     with torch.no_grad():
         return case.model(torch.cat(points)).argmax(1) == case.labels, 0.0
 
@@ -169,16 +182,15 @@ def side(case: str, examples: int, name: str) -> Side:
     """Run one side in this process."""
     made = CASES[case][0](examples)
     attack, _, engine = name.partition(":")
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    before, started = _resident("VmRSS"), time.perf_counter()
+    clock = Clock()
     if attack == "official":
-        robust, flop = official(made)
+        robust, flop = official(made, clock)
     elif engine in ("float32", "mixed"):
         options = {"steps": 40} if attack == "pgd" else {}
-        robust, flop = ours(made, attack, options, cast(Precision, engine))
+        robust, flop = ours(made, attack, options, cast(Precision, engine), clock)
     else:
-        robust, flop = library(engine, made, attack, 40)
-    return Side(time.perf_counter() - started, robust.tolist(), _resident("VmHWM") - before, flop)
+        robust, flop = library(engine, made, attack, 40, clock)
+    return Side(clock.seconds, robust.tolist(), clock.mebibytes, flop)
 
 
 def _resident(field: str) -> float:

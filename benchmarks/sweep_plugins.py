@@ -1,4 +1,4 @@
-"""A network and a data set for benchmarks/sweeps.py."""
+"""A data set for benchmarks/sweeps.py."""
 
 from __future__ import annotations
 
@@ -6,29 +6,10 @@ from pathlib import Path
 
 import torch
 from pydantic import Field
-from torch import nn
 
 from benchbox import api
 from benchbox.domain import Split
 from benchbox.hookspecs import hookimpl
-from benchbox_models.network import NetworkModel, Normalise
-
-
-class GreyResNet18(NetworkModel):
-    """torchvision's ResNet-18 as the notebooks have it: ten classes, its first convolution for one channel."""
-
-    name = "grey-resnet18"
-    prefix = "1."
-
-    def build(self) -> nn.Module:
-        from torchvision import models
-
-        net = models.resnet18(weights=None, num_classes=10)
-        net.conv1 = nn.Conv2d(1, 64, 7, 2, 3, bias=False)
-        return nn.Sequential(Normalise([0.1307], [0.3081]), net)
-
-    def inner(self, module: nn.Module) -> nn.Module:
-        return module.get_submodule("1")
 
 
 class RandomImages(api.Dataset):
@@ -55,8 +36,3 @@ class RandomImages(api.Dataset):
 @hookimpl
 def benchbox_datasets() -> list[type[api.Dataset]]:
     return [RandomImages]
-
-
-@hookimpl
-def benchbox_models() -> list[type[api.Model]]:
-    return [GreyResNet18]

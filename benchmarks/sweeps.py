@@ -37,7 +37,10 @@ from benchmarks.figures import Figure, report
 ROOT = Path(__file__).parents[1]
 PLUGINS = ("benchmarks.sweep_plugins",)
 CASES: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
-    "torchvision": ({"name": "grey-resnet18"}, (1, 28)),
+    "torchvision": (
+        {"name": "torchvision", "arch": "resnet18", "num_classes": 10, "mean": [0.1307], "std": [0.3081]},
+        (1, 28),
+    ),
     "resnet18": ({"name": "resnet18"}, (3, 32)),
 }
 """The models, and channels and size of their images where none are given."""
