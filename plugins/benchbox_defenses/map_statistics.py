@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import torch
@@ -79,12 +80,12 @@ class MapStatistics:
         return features
 
 
-class Judge(nn.Module):
+class Judge(nn.Module, ABC):
     """What makes a score (n,), higher = more adversarial, of features (n, f) and predicted classes (n,)."""
 
+    @abstractmethod
     def score(self, features: Float[Tensor, "n f"], classes: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """NaN where a feature is not finite."""
-        raise NotImplementedError
 
     def stand_in(self, features: Float[Tensor, "n f"], classes: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """What a gradient is taken of: by default the score itself."""
