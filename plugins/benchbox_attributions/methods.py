@@ -108,7 +108,7 @@ class KernelShap(FeatureOptions):
     samples: int = Field(200, ge=3, description="random subsets of the features; more than there are features")
 
 
-Gradient = Annotated[
+_WithGradient = (
     Saliency
     | InputXGradient
     | IntegratedGradients
@@ -117,9 +117,9 @@ Gradient = Annotated[
     | GuidedBackprop
     | GradCam
     | GuidedGradCam
-    | Lrp,
-    Field(discriminator="method"),
-]
+    | Lrp
+)
+Gradient = Annotated[_WithGradient, Field(discriminator="method")]
 
 
 class NoiseTunnel(api.Options):
@@ -134,20 +134,7 @@ class NoiseTunnel(api.Options):
 
 
 Method = Annotated[
-    Saliency
-    | InputXGradient
-    | IntegratedGradients
-    | DeepLift
-    | GradientShap
-    | GuidedBackprop
-    | GradCam
-    | GuidedGradCam
-    | Lrp
-    | Occlusion
-    | FeatureAblation
-    | ShapleyValueSampling
-    | KernelShap
-    | NoiseTunnel,
+    _WithGradient | Occlusion | FeatureAblation | ShapleyValueSampling | KernelShap | NoiseTunnel,
     Field(discriminator="method"),
 ]
 """Any of them, as a field: ``attribution: Method = Saliency()`` reads ``{method = "grad-cam", layer = "relu2"}``."""
