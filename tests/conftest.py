@@ -34,6 +34,10 @@ class TrainedDigits:
     calibration: Examples
     test: Examples
 
+    def correct(self, count: int) -> Examples:
+        """The first ``count`` test images that the network classifies correctly."""
+        return self.test.take(self.model(self.test.images).argmax(1) == self.test.labels).head(count)
+
 
 @pytest.fixture(scope="session")
 def trained_digits() -> TrainedDigits:
@@ -57,6 +61,21 @@ def trained_digits() -> TrainedDigits:
                 optimizer.step()
     model.eval().requires_grad_(False).zero_grad()
     return TrainedDigits(model, calibration=rest.head(400), test=rest.take(torch.arange(400, len(rest))))
+
+
+@pytest.fixture(scope="session")
+def lenet5_on_mnist(data_dir: Path) -> tuple[nn.Module, Examples]:
+    """The LeNet5 that advertorch published, and those of MNIST's first 100 test images that it classifies right."""
+    from benchbox_models.reference import lenet5
+
+    weights = data_dir.parent / "models" / "advertorch_lenet5_clntrained.pt"
+    if not weights.exists():
+        pytest.skip("the reference networks are not beside the data")
+    model = lenet5()
+    model.load_state_dict(torch.load(weights, weights_only=True, map_location="cpu"))
+    model.eval()
+    examples = Registry.discover().create("dataset", "mnist", {}).load("test", data_dir).head(100)
+    return model, examples.take(model(examples.images).argmax(1) == examples.labels)
 
 
 @pytest.fixture
