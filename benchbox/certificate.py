@@ -26,6 +26,7 @@ AFFINE = (nn.Conv2d, nn.Linear, nn.Flatten, nn.AvgPool2d, nn.BatchNorm2d, nn.Ide
 LARGEST = 1 << 23  # entries of the matrix of a layer: beyond, bounding its units one by one costs more than a search
 PROBED = 8  # examples in the first batch; when none of them is certified, no other is tried
 CHUNK = 32  # examples whose interval bounds are computed together
+TOGETHER = 256  # units of an example that are bounded together: more need more memory, and are no faster
 SLACK = 1e-3
 """Share of the largest logit by which a margin must be above 0: float32 sums are off by a thousandth of that."""
 
@@ -43,8 +44,12 @@ class _Ball:
         flat = images.flatten(1)
         if threat.norm != "linf":
             return cls(flat, threat.eps, threat.norm)
-        low, high = (flat - threat.eps).clamp_min(0), (flat + threat.eps).clamp_max(1)
-        return cls((low + high) / 2, (high - low) / 2, threat.norm)
+        return cls.between((flat - threat.eps).clamp_min(0), (flat + threat.eps).clamp_max(1))
+
+    @classmethod
+    def between(cls, low: Tensor, high: Tensor) -> _Ball:
+        """The box from ``low`` to ``high`` (n, d)."""
+        return cls((low + high) / 2, (high - low) / 2, "linf")
 
     def take(self, at: int) -> _Ball:
         """That of one input, n = 1."""
@@ -105,7 +110,6 @@ class _Stage:
         return torch.cat([self.back(part) for part in torch.split(units, 256)])
 
 
-_Parts = tuple[Tensor, Tensor]  # the positive and the negative entries of a matrix, zero elsewhere
 _Bounds = tuple[Tensor, Tensor]  # lower and upper ones
 
 
@@ -123,8 +127,7 @@ class Certifier:
             if stages[-1].entries > LARGEST:
                 return
             shape = stages[-1].out_shape
-        matrices = [stage.matrix() for stage in stages[:-1]]
-        self.parts = [(matrix.clamp_min(0), matrix.clamp_max(0)) for matrix in matrices]
+        self.matrices = [stage.matrix() for stage in stages[:-1]]
         self.stages = stages
 
     @property
@@ -156,20 +159,15 @@ class Certifier:
         ball = _Ball.of(images, threat)
         relus: list[_Relu] = []
         reached = None
-        for part in self.parts:
-            reached = self._units(part, relus, reached, ball)
+        for matrix in self.matrices:
+            reached = self._units(matrix, relus, reached, ball)
             relus.append(_Relu.between(*reached))
         last, found = self.stages[-1], []
         units = torch.eye(last.bias.numel()).to(last.bias)
         for at, label in enumerate(labels.tolist()):
             wanted = units[label] - units
-            rows = last.back(wanted)
-            low, _ = self._bounds(
-                (rows.clamp_min(0), rows.clamp_max(0)),
-                wanted @ last.bias,
-                [relu.take(at) for relu in relus],
-                ball.take(at),
-            )
+            one = [relu.take(at) for relu in relus]
+            low, _ = self._bounds(last.back(wanted), wanted @ last.bias, one, ball.take(at))
             low[label] = torch.inf
             found.append(low)
         return torch.stack(found) - SLACK * self._logits(images).abs().amax(1, keepdim=True).clamp_min(1.0)
@@ -179,42 +177,36 @@ class Certifier:
             images = stage.layers(functional.relu(images) if number else images)
         return images
 
-    def _units(self, part: _Parts, relus: list[_Relu], before: _Bounds | None, ball: _Ball) -> _Bounds:
-        """Bounds of what the units of the layer ``part`` take in, given those of the layer ``before``.
+    def _units(self, matrix: Tensor, relus: list[_Relu], before: _Bounds | None, ball: _Ball) -> _Bounds:
+        """Bounds of what the units of the layer ``matrix`` take in, given those of the layer ``before``.
 
         Intervals first; units that they leave open are bounded again, backwards, input by input.
         """
-        (positive, negative), bias = part, self.stages[len(relus)].bias
-        if before is None:
-            matrix = positive + negative
-            middle, spread = ball.centre @ matrix.t() + bias, ball.spread(matrix)
-            return middle - spread, middle + spread
-        below, above = before[0].clamp_min(0), before[1].clamp_min(0)
-        low = below @ positive.t() + above @ negative.t() + bias
-        high = above @ positive.t() + below @ negative.t() + bias
-        for at in range(len(low)):
-            open_ = ((low[at] < 0) & (high[at] > 0)).nonzero()[:, 0]
+        bias = self.stages[len(relus)].bias
+        box = ball if before is None else _Ball.between(*(bound.clamp_min(0) for bound in before))
+        middle, spread = box.centre @ matrix.t() + bias, box.spread(matrix)
+        low, high = middle - spread, middle + spread
+        for at in range(len(low) if relus else 0):
             one = [relu.take(at) for relu in relus]
-            tighter = self._bounds((positive[open_], negative[open_]), bias[open_], one, ball.take(at))
-            low[at, open_] = torch.maximum(low[at, open_], tighter[0])
-            high[at, open_] = torch.minimum(high[at, open_], tighter[1])
+            for open_ in torch.split(((low[at] < 0) & (high[at] > 0)).nonzero()[:, 0], TOGETHER):
+                tighter = self._bounds(matrix[open_], bias[open_], one, ball.take(at))
+                low[at, open_] = torch.maximum(low[at, open_], tighter[0])
+                high[at, open_] = torch.minimum(high[at, open_], tighter[1])
         return low, high
 
-    def _bounds(self, rows: _Parts, constant: Tensor, relus: list[_Relu], ball: _Ball) -> _Bounds:
+    def _bounds(self, rows: Tensor, constant: Tensor, relus: list[_Relu], ball: _Ball) -> _Bounds:
         """Bounds (s,) over one input's ball of linear functions of the last ReLUs' output: ``rows`` (s, m) with
         ``constant`` (s,) added."""
         count = len(constant)
-        (low_up, low_down), (high_up, high_down) = rows, rows
-        constants, both = torch.cat([constant, constant]), torch.cat([low_up + low_down] * 2)
+        constants, both = torch.cat([constant, constant]), torch.cat([rows, rows])
         for stage, relu in zip(reversed(self.stages[: len(relus)]), reversed(relus), strict=True):
-            constants = constants + torch.cat([low_down @ relu.offset, high_up @ relu.offset])
-            both = torch.cat(
-                [low_up * relu.lower + low_down * relu.upper, high_up * relu.upper + high_down * relu.lower]
-            )
+            up, down = both.clamp_min(0), both.clamp_max(0)
+            constants = constants + torch.cat([down[:count] @ relu.offset, up[count:] @ relu.offset])
+            low = up[:count] * relu.lower + down[:count] * relu.upper
+            high = up[count:] * relu.upper + down[count:] * relu.lower
+            both = torch.cat([low, high])
             constants = constants + both @ stage.bias
             both = stage.back(both)
-            low_up, low_down = both[:count].clamp_min(0), both[:count].clamp_max(0)
-            high_up, high_down = both[count:].clamp_min(0), both[count:].clamp_max(0)
         middle, spread = both @ ball.centre[0] + constants, ball.spread(both)[0]
         return (middle - spread)[:count], (middle + spread)[count:]
 
