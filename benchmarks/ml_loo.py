@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -63,7 +64,11 @@ def cost(case: str, sizes: Sizes, repeats: int) -> list[Figure]:
         found[close] = plain.scores(images[close])
         return found
 
-    sides = {"float32": partial(plain.scores, images), "mixed-once": partial(fast.scores, images), "mixed": mixed}
+    sides: dict[str, Callable[[], Tensor]] = {
+        "float32": partial(plain.scores, images),
+        "mixed-once": partial(fast.scores, images),
+        "mixed": mixed,
+    }
     times: dict[str, list[float]] = {name: [] for name in sides}
     found: dict[str, Tensor] = {}
     for _ in range(repeats):
