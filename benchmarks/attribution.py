@@ -24,12 +24,13 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor, nn
 
 from benchbox import runtime
-from benchbox.precision import search_copy
+from benchbox.fast_copy import FastCopy
+from benchbox.precision import fast_dtype
 from benchbox_attributions.leave_one_out import LeaveOneOut, LeaveOneOutOptions
 from benchbox_attributions.units import LAYER, rectified_layers
 from benchbox_defenses.bank import Bank
 from benchmarks.figures import Figure, report
-from benchmarks.ml_loo import mnist, mnist_model
+from benchmarks.mnist_cases import mnist, mnist_model
 
 GOALS = {"wk17a": {"float32": 3.0, "mixed": 6.0}, "mnist-cnn": {"float32": 1.0, "mixed": 4.0}}
 PERTURBATIONS = (49, 196, 784)
@@ -37,12 +38,12 @@ ENTRIES, RANK, QUERIES, K, CLASSES, MEMORY = 50_000, 512, 1000, 10, 10, 256
 
 
 def seconds(ask: Callable[[], Tensor], repeats: int) -> tuple[float, Tensor]:
-    """The median time of ``ask``, and its answer."""
+    """The median processor time of ``ask``, and its answer."""
     answer, times = ask(), []
     for _ in range(repeats):
-        started = time.perf_counter()
+        started = time.process_time()
         ask()
-        times.append(time.perf_counter() - started)
+        times.append(time.process_time() - started)
     return median(times), answer
 
 
@@ -75,7 +76,7 @@ def leave_one_out(case: str, images: int, repeats: int) -> list[Figure]:
     theirs = min(captum.values())
     figures = [Figure(f"loo-{case}-captum", theirs, f"s for {images} images, best of {list(captum)} per eval")]
     for precision in ("float32", "mixed"):
-        fast = model if precision == "float32" else search_copy(model, x, "mixed")
+        fast = model if precision == "float32" else FastCopy(model, x[:1], fast_dtype(x.device)).module
         layers = [f"{LAYER}{name}" for name in rectified_layers(fast, x[:1])]
         one, all_units = ["predicted-logit"], [*layers, "probabilities", "predicted-probability"]
         sides: dict[str, tuple[list[str], Literal["zero", "mean"]]] = {

@@ -78,13 +78,15 @@ def rectified_layers(model: nn.Module, x: Float[Tensor, "n c h w"]) -> list[str]
     """The submodules to read hidden units from where none are named, in the order in which they run.
 
     Those that run once and give a tensor (n, channels, …) without negative values on the images ``x``: ReLUs, and
-    blocks or poolings that end in one. Of modules that hand the same tensor on (a block and its stage), the first.
+    blocks or poolings that end in one. Of modules that hand the same numbers on (a block and its stage, a ReLU and
+    what flattens it), the first.
     """
-    outputs: dict[str, list[tuple[object, bool]]] = {}
+    outputs: dict[str, list[Tensor | None]] = {}
 
     def note(part: nn.Module, inputs: object, output: object, name: str) -> None:
         rectified = isinstance(output, Tensor) and output.dim() > 1 and bool((output >= 0).all())
-        outputs.setdefault(name, []).append((output, rectified))  # judged now: what runs later may overwrite it
+        # copied: what runs later may overwrite it, and memory says nothing, as flattening channels-last tensors copies
+        outputs.setdefault(name, []).append(output.flatten(1).clone() if rectified else None)  # type: ignore[attr-defined]
 
     handles = [part.register_forward_hook(partial(note, name=name)) for name, part in model.named_modules() if name]
     try:
@@ -93,12 +95,11 @@ def rectified_layers(model: nn.Module, x: Float[Tensor, "n c h w"]) -> list[str]
     finally:
         for handle in handles:
             handle.remove()
-    chosen: dict[int, str] = {}  # by place in memory, where ``outputs`` keeps all of them
-    for name, given in outputs.items():
-        output, rectified = given[0]
-        if len(given) == 1 and rectified and isinstance(output, Tensor):
-            chosen.setdefault(output.data_ptr(), name)
-    return list(chosen.values())
+    chosen: dict[str, Tensor] = {}
+    for name, (output, *again) in outputs.items():
+        if output is not None and not again and not any(torch.equal(output, known) for known in chosen.values()):
+            chosen[name] = output
+    return list(chosen)
 
 
 def _keeper(name: str, found: dict[str, Tensor]) -> Any:
@@ -109,6 +110,8 @@ def _keeper(name: str, found: dict[str, Tensor]) -> Any:
             raise api.ContractError(f"{name} runs more than once in a forward pass: choose a layer that runs once")
         if not isinstance(output, Tensor) or output.dim() < 2:
             raise api.ContractError(f"{name} gives no tensor (n, channels, …): choose another layer")
-        found[name] = output.flatten(2).mean(2) if output.dim() > 2 else output.clone()
+        # in float32 at least: one pixel changes a mean by less than bfloat16 can tell
+        precise = torch.promote_types(output.dtype, torch.float32)
+        found[name] = output.flatten(2).mean(2, dtype=precise) if output.dim() > 2 else output.clone()
 
     return keep

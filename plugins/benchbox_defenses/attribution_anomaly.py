@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -146,8 +146,11 @@ class AttributionAnomaly(api.Defense):
 
     options: Options
 
-    def protect(self, model: nn.Module, calibration: api.Examples, rng: torch.Generator) -> Judged:
+    def fit(self, model: nn.Module, calibration: api.Examples, rng: torch.Generator) -> dict[str, Tensor]:
         """Fits on one half of the calibration images and fixes the threshold on the other.
+
+        What costs is to explain the images. Their statistics are kept, of which the estimators, which are no tensors,
+        are made again in no time, and alike: none of their draws depends on a seed.
 
         Raises ContractError when the model does not support the attribution, when attributions are not finite or tell
         nothing apart, and for too few images.
@@ -155,10 +158,20 @@ class AttributionAnomaly(api.Defense):
         options = self.options
         fit, held_out = halves(model, calibration, self.name)
         features = MapStatistics(model, [options.attribution], options)
-        found = features.read(fit.images, self.name)
-        classes = torch.cat([predicted(model, part) for part in torch.split(fit.images, BATCH)])
-        protected = Judged(model, NAME, features, self._judge(found.double(), classes, self._classes(model, fit)))
+        seen = {
+            "features": features.read(fit.images, self.name).double(),
+            "classes": torch.cat([predicted(model, part) for part in torch.split(fit.images, BATCH)]),
+            "number": torch.tensor(self._classes(model, fit)),
+        }
+        protected = Judged(model, NAME, features, self._judge(seen))
         protected.calibrate(held_out.images, options.fpr)
+        return {**seen, **protected.limits()}
+
+    def build(self, model: nn.Module, fitted: Mapping[str, Tensor], rng: torch.Generator) -> Judged:
+        """See :meth:`benchbox.api.Defense.build`."""
+        features = MapStatistics(model, [self.options.attribution], self.options)
+        protected = Judged(model, NAME, features, self._judge(fitted))
+        protected.set_limits(fitted)
         return protected
 
     @staticmethod
@@ -166,8 +179,9 @@ class AttributionAnomaly(api.Defense):
     def _classes(model: nn.Module, examples: api.Examples) -> int:
         return model(examples.images[:1].clone()).shape[1]
 
-    def _judge(self, features: Float[Tensor, "m f"], classes: Int[Tensor, " m"], number: int) -> Judge:
+    def _judge(self, seen: Mapping[str, Tensor]) -> Judge:
         """Fit one group per class that has images enough, and group 0 on everything for the rest."""
+        features, classes, number = seen["features"], seen["classes"], int(seen["number"])
         groups, group = [features], torch.zeros(number, dtype=torch.int64, device=features.device)
         for name, count in enumerate(classes.bincount(minlength=number).tolist()):
             if count >= self.options.least:

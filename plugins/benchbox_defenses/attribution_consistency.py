@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -73,8 +74,14 @@ class AttributionConsistency(api.Defense):
 
     options: Options
 
-    def protect(self, model: nn.Module, calibration: api.Examples, rng: torch.Generator) -> Explained:
+    def fit(self, model: nn.Module, calibration: api.Examples, rng: torch.Generator) -> dict[str, Tensor]:
         """Fixes the threshold on all calibration images, misclassified ones included; see :meth:`Scored.calibrate`."""
         protected = Explained(model, self.options)
         protected.calibrate(calibration.images, self.options.fpr)
+        return protected.limits()
+
+    def build(self, model: nn.Module, fitted: Mapping[str, Tensor], rng: torch.Generator) -> Explained:
+        """See :meth:`benchbox.api.Defense.build`."""
+        protected = Explained(model, self.options)
+        protected.set_limits(fitted)
         return protected

@@ -17,12 +17,13 @@ from benchbox_attributions.dispersion import Statistic, dispersion
 
 EVIDENCE = "dispersion"
 BATCH = 256
+LEARNT = ("centre", "threshold", "scale")
 
 
 class Detecting(api.Protected):
     """The model, with a score per input and a threshold above which the input is refused.
 
-    Fixed by :meth:`AttributionDetector.protect`: ``centre``, the median of the calibration images' statistic;
+    Fixed by :meth:`AttributionDetector.fit`: ``centre``, the median of the calibration images' statistic;
     ``threshold`` and ``scale``, the limit and the standard deviation of their scores.
     """
 
@@ -103,7 +104,7 @@ class AttributionDetector(api.Defense):
             "upper", description="which values of the statistic are refused"
         )
 
-    def protect(self, model: nn.Module, calibration: api.Examples, rng: torch.Generator) -> Detecting:
+    def fit(self, model: nn.Module, calibration: api.Examples, rng: torch.Generator) -> dict[str, Tensor]:
         """Fixes the threshold on the calibration images, misclassified ones included.
 
         At most ``fpr`` of them are refused, ties and non-finite scores counted. Raises ContractError when there are
@@ -119,4 +120,10 @@ class AttributionDetector(api.Defense):
         with torch.no_grad():
             statistic = torch.cat([protected.statistic(images) for images in batches])
         protected.calibrate(statistic.cpu())
+        return {name: torch.tensor(getattr(protected, name), dtype=torch.float64) for name in LEARNT}
+
+    def build(self, model: nn.Module, fitted: Mapping[str, Tensor], rng: torch.Generator) -> Detecting:
+        """See :meth:`benchbox.api.Defense.build`."""
+        protected = Detecting(model, self.options)
+        protected.centre, protected.threshold, protected.scale = (fitted[name].item() for name in LEARNT)
         return protected

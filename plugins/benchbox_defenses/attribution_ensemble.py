@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -85,8 +86,11 @@ class AttributionEnsemble(api.Defense):
 
     options: Options
 
-    def protect(self, model: nn.Module, calibration: api.Examples, rng: torch.Generator) -> Judged:
+    def fit(self, model: nn.Module, calibration: api.Examples, rng: torch.Generator) -> dict[str, Tensor]:
         """Learns from one half of the calibration images and fixes the threshold on the other.
+
+        What costs is to attack the images and to explain them. Their statistics are kept, of which the forest, which
+        is no tensor, is made again in no time, and alike: none of its draws depends on a seed.
 
         Raises ContractError when the model does not support an attribution, when attributions are not finite or tell
         nothing apart, and for too few images or pairs.
@@ -97,11 +101,24 @@ class AttributionEnsemble(api.Defense):
         clean, adversarial = (
             features.read(images, self.name) for images in adversarial_pairs(model, fit, options, self.name)
         )
-        linear = Linear(fit_regression(clean, adversarial, scaling=True, who=self.name))
-        judge: Judge = linear if options.combine == "logistic-regression" else self._forest(linear, clean, adversarial)
-        protected = Judged(model, NAME, features, judge)
+        regression = fit_regression(clean, adversarial, scaling=True, who=self.name)
+        seen = {"clean": clean, "adversarial": adversarial, **regression.fitted()}
+        protected = Judged(model, NAME, features, self._judge(seen))
         protected.calibrate(held_out.images, options.fpr)
+        return {**seen, **protected.limits()}
+
+    def build(self, model: nn.Module, fitted: Mapping[str, Tensor], rng: torch.Generator) -> Judged:
+        """See :meth:`benchbox.api.Defense.build`."""
+        features = MapStatistics(model, self.options.attributions, self.options)
+        protected = Judged(model, NAME, features, self._judge(fitted))
+        protected.set_limits(fitted)
         return protected
+
+    def _judge(self, seen: Mapping[str, Tensor]) -> Judge:
+        linear = Linear(Regression.of(seen))
+        if self.options.combine == "logistic-regression":
+            return linear
+        return self._forest(linear, seen["clean"], seen["adversarial"])
 
     def _forest(self, linear: Linear, clean: Float[Tensor, "n f"], adversarial: Float[Tensor, "n f"]) -> Forest:
         from sklearn.ensemble import RandomForestClassifier  # slow to import: only who fits pays for it

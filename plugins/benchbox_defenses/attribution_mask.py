@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -97,6 +98,10 @@ class AttributionMask(api.Defense):
             "zero", description="black, the calibration images' mean colour, or a 3 x 3 box blur of the input"
         )
 
-    def protect(self, model: nn.Module, calibration: api.Examples, rng: torch.Generator) -> Masked:
+    def fit(self, model: nn.Module, calibration: api.Examples, rng: torch.Generator) -> dict[str, Tensor]:
         """Fits nothing but the mean colour of the calibration images."""
-        return Masked(model, self.options, calibration.images.mean((0, 2, 3), keepdim=True))
+        return {"mean": calibration.images.mean((0, 2, 3), keepdim=True)}
+
+    def build(self, model: nn.Module, fitted: Mapping[str, Tensor], rng: torch.Generator) -> Masked:
+        """See :meth:`benchbox.api.Defense.build`."""
+        return Masked(model, self.options, fitted["mean"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -60,8 +61,14 @@ class ConfidenceDetector(api.Defense):
         score: Score = Field("max-softmax", description="what measures how unsure the model is")
         temperature: float = Field(1.0, gt=0, description="what the logits are divided by")
 
-    def protect(self, model: nn.Module, calibration: api.Examples, rng: torch.Generator) -> Unsure:
+    def fit(self, model: nn.Module, calibration: api.Examples, rng: torch.Generator) -> dict[str, Tensor]:
         """Fixes the threshold on all calibration images, misclassified ones included; see :meth:`Scored.calibrate`."""
         protected = Unsure(model, self.options)
         protected.calibrate(calibration.images, self.options.fpr)
+        return protected.limits()
+
+    def build(self, model: nn.Module, fitted: Mapping[str, Tensor], rng: torch.Generator) -> Unsure:
+        """See :meth:`benchbox.api.Defense.build`."""
+        protected = Unsure(model, self.options)
+        protected.set_limits(fitted)
         return protected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Self
 
 import torch
@@ -70,8 +71,14 @@ class FeatureSqueezing(api.Defense):
                 raise ValueError("bits = 0 and window = 0 leave nothing to compare with: give one of them")
             return self
 
-    def protect(self, model: nn.Module, calibration: api.Examples, rng: torch.Generator) -> Squeezed:
+    def fit(self, model: nn.Module, calibration: api.Examples, rng: torch.Generator) -> dict[str, Tensor]:
         """Fits nothing but the threshold, on all calibration images; see :meth:`Scored.calibrate`."""
         protected = Squeezed(model, self.options.bits, self.options.window)
         protected.calibrate(calibration.images, self.options.fpr)
+        return protected.limits()
+
+    def build(self, model: nn.Module, fitted: Mapping[str, Tensor], rng: torch.Generator) -> Squeezed:
+        """See :meth:`benchbox.api.Defense.build`."""
+        protected = Squeezed(model, self.options.bits, self.options.window)
+        protected.set_limits(fitted)
         return protected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, Self
 
 import torch
@@ -63,6 +64,7 @@ class MlLoo(api.Defense):
 
     name = NAME
     detects = True
+    unfitted = ("samples",)
 
     class Options(DetectorOptions, LeaveOneOutOptions, PairOptions):
         features: Literal["pixels", "values", "channels", "superpixels"] = Field(
@@ -113,7 +115,7 @@ class MlLoo(api.Defense):
 
     options: Options
 
-    def protect(self, model: nn.Module, calibration: api.Examples, rng: torch.Generator) -> WidelySpread:
+    def fit(self, model: nn.Module, calibration: api.Examples, rng: torch.Generator) -> dict[str, Tensor]:
         """Fits the regression on one half of the calibration images and the threshold on the other.
 
         Raises ContractError for a layer that does not exist, too few pairs or images, attributions that are not finite
@@ -121,22 +123,42 @@ class MlLoo(api.Defense):
         """
         options = self.options
         fit, held_out = halves(model, calibration, self.name)
-        mean = calibration.images.mean(0) if options.reference == "mean" else None
-        loo = LeaveOneOut(model, self._units(model, fit), options, mean)
-        features = UnitDispersion(loo, options.statistics, options.skip_below, options.samples)
-        if options.form == "single":
-            protected = WidelySpread(model, features)
-        else:
+        found = {"mean": calibration.images.mean(0)} if options.reference == "mean" else {}
+        if options.form == "regression" and not options.units:
+            places = [name for name, _ in model.named_modules()]
+            layers = rectified_layers(model, fit.images[:16])
+            found["layers"] = torch.tensor([places.index(name) for name in layers], dtype=torch.int64)
+        if options.form == "regression":
+            features = self._features(model, found)
             clean, adversarial = adversarial_pairs(model, fit, options, self.name)
             regression = fit_regression(features(clean), features(adversarial), options.scaling, self.name)
-            protected = WidelySpread(model, features, regression)
+            found |= regression.fitted()
+        protected = self._protected(model, found)
         protected.calibrate(spread(held_out, options.held_out).images, options.fpr)
+        return found | protected.limits()
+
+    def build(self, model: nn.Module, fitted: Mapping[str, Tensor], rng: torch.Generator) -> WidelySpread:
+        """See :meth:`benchbox.api.Defense.build`."""
+        protected = self._protected(model, fitted)
+        protected.set_limits(fitted)
         return protected
 
-    def _units(self, model: nn.Module, examples: api.Examples) -> list[str]:
-        if self.options.units:
-            return self.options.units
-        if self.options.form == "single":
-            return [SINGLE[0]]
-        layers = [f"{LAYER}{name}" for name in rectified_layers(model, examples.images[:16])]
-        return [*layers, "probabilities", "predicted-probability"]
+    def _protected(self, model: nn.Module, found: Mapping[str, Tensor]) -> WidelySpread:
+        """Still without a threshold."""
+        regression = Regression.of(found) if self.options.form == "regression" else None
+        return WidelySpread(model, self._features(model, found), regression)
+
+    def _features(self, model: nn.Module, found: Mapping[str, Tensor]) -> UnitDispersion:
+        """``found``: the ``mean`` that stands in for features, and the ``layers``, as places among all submodules, in
+        the order in which they run; each where the options ask for it."""
+        options = self.options
+        if options.units:
+            units = options.units
+        elif options.form == "single":
+            units = [SINGLE[0]]
+        else:
+            places = [name for name, _ in model.named_modules()]
+            layers = [f"{LAYER}{places[place]}" for place in found["layers"].tolist()]
+            units = [*layers, "probabilities", "predicted-probability"]
+        loo = LeaveOneOut(model, units, options, found.get("mean"))
+        return UnitDispersion(loo, options.statistics, options.skip_below, options.samples)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
+from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -20,6 +22,14 @@ class Regression(nn.Module):
         super().__init__()
         self.intercept = intercept
         self.register_buffer("weight", weight)
+
+    def fitted(self) -> dict[str, Tensor]:
+        """As a part of what a defense is fitted to; :meth:`of` makes it again."""
+        return {"weight": self.weight, "intercept": torch.tensor(self.intercept, dtype=torch.float64)}
+
+    @classmethod
+    def of(cls, fitted: Mapping[str, Tensor]) -> Self:
+        return cls(fitted["weight"], fitted["intercept"].item())
 
     def forward(self, features: Float[Tensor, "n f"]) -> Float[Tensor, " n"]:
         # a sum per row: a matrix product would round differently in batches of other sizes

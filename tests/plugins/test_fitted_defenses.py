@@ -45,6 +45,19 @@ COSTLY = {
     "lid": 'name = "lid"\nreferences = 50',
     "pca-bottleneck": 'name = "pca-bottleneck"\nrank = 16',
     "vector-quantisation": 'name = "vector-quantisation"\ncodes = 20',
+    "ml-loo": 'name = "ml-loo"\npairs = 40\nheld_out = 100',
+    "ml-loo single": 'name = "ml-loo"\nform = "single"\nstatistics = ["std"]\nreference = "mean"\nheld_out = 100',
+    "max-softmax": 'name = "confidence-detector"',
+    "entropy": 'name = "confidence-detector"\nscore = "entropy"',
+    "energy": 'name = "confidence-detector"\nscore = "energy"',
+    "feature-squeezing": 'name = "feature-squeezing"',
+    "attribution-detector": 'name = "attribution-detector"\ntail = "both"',
+    "attribution-consistency": 'name = "attribution-consistency"\ntransform = "bit-depth"',
+    "attribution-anomaly": 'name = "attribution-anomaly"',
+    "attribution-anomaly by a forest": 'name = "attribution-anomaly"\nanomaly = "isolation-forest"',
+    "attribution-ensemble": 'name = "attribution-ensemble"\npairs = 40\ntrees = 20',
+    "attribution-ensemble, linear": 'name = "attribution-ensemble"\npairs = 40\ncombine = "logistic-regression"',
+    "attribution-mask": 'name = "attribution-mask"\nreplacement = "mean"',
 }
 Run = Callable[[str], tuple[list[str], list[Record]]]
 
@@ -86,6 +99,7 @@ def test_a_second_run_fits_nothing_and_finds_the_same(name: str, found: Run) -> 
         ("lesci", "sweep.threshold = [0.3, 0.6, 0.9]"),
         ("pca-bottleneck", "sweep.centred = [true, false]"),
         ("vector-quantisation", 'sweep.surrogate = ["soft", "straight-through"]'),
+        ("ml-loo", "sweep.samples = [8, 16]"),
     ],
 )
 def test_a_sweep_of_what_comes_after_the_fit_fits_once(name: str, options: str, found: Run) -> None:

@@ -148,6 +148,41 @@ def test_rectified_layers_are_relus_blocks_and_poolings_and_none_twice(tmp_path:
     assert not any(part._forward_hooks for part in resnet.modules())
 
 
+def test_a_layer_that_copies_what_it_hands_on_is_no_layer_of_its_own(tmp_path: Path) -> None:
+    """Flattening copies channels-last tensors; each pixel of the layer before would become a unit."""
+    cnn = MnistCnn(MnistCnn.Options()).load(tmp_path).to(memory_format=torch.channels_last)
+    x = torch.rand(2, 1, 28, 28).to(memory_format=torch.channels_last)
+    hidden = cnn[:4](x)
+
+    assert cnn.flatten(hidden).data_ptr() != hidden.data_ptr()
+    assert rectified_layers(cnn, x) == ["relu1", "relu2", "relu3"]
+
+
+def test_a_layer_that_is_overwritten_later_stays_a_layer_of_its_own() -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.relu = nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.relu(x).add_(1)
+
+    model = nn.Sequential(nn.Conv2d(3, 2, 3), Residual(), nn.Flatten())
+
+    assert rectified_layers(model, images(2)) == ["1.relu", "1"]
+
+
+def test_means_of_a_layer_in_reduced_precision_tell_single_pixels() -> None:
+    """1 of 35 values of a channel is 1 / 128 larger than 1: bfloat16 means would be equal."""
+    x = torch.ones(2, 3, 7, 5)
+    x[1, :, 0, 0] += 1 / 128
+    model = nn.Sequential(nn.ReLU(), nn.Flatten()).bfloat16()
+
+    found, _ = Units(model, ["layer:0"]).read(x.bfloat16())
+
+    torch.testing.assert_close(found[1] - found[0], torch.full((3,), 1 / 128 / 35), atol=1e-7, rtol=1e-3)
+
+
 class Twice(nn.Module):
     """Runs one layer twice and another one never."""
 
