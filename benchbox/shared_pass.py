@@ -112,8 +112,9 @@ class SharedPass:
         alone = fast.logits(_rows(held, slice(few), len(sample)))
         if not bool((alone - whole[:few]).abs().max() <= 0.1 * whole.abs().max()):
             return  # inputs cannot be taken out of a batch
-        tensors = [item for item in held if isinstance(item, Tensor) and len(item.shape) > 0]
-        self._row_bytes = max(1, sum(item.nbytes for item in tensors) // len(sample))
+        tensors = [item for item in held if _per_input(item, len(sample))]
+        both = sum(item.numel() * (item.itemsize + 4) for item in tensors)  # the model's own may be asked for, too
+        self._row_bytes = max(1, both // len(sample))
         largest = _largest(fast, _rows(held, slice(1), len(sample)))
         self._tile = max(8, TILE_BYTES // max(1, largest))
         self._copy, self._fast = copy, fast

@@ -37,11 +37,6 @@ from benchbox.stage import (
     recent_sets,
 )
 
-WAVE_BYTES = 512 * 2**20
-"""How much memory the changed weights of the networks that are evaluated together may take."""
-
-HELD_BYTES = 256 * 2**20
-"""How much memory the activations may take that the networks share."""
 CLEAN = "clean"
 
 Staged = tuple[Sequence[Cell], Stage | Exception]
@@ -164,6 +159,7 @@ class _Sweep:
         self.intact, self.execution, self.registry = intact, execution, registry
         self.dataset, self.examples, self.model = intact.dataset, intact.examples, intact.model
         self.batcher = Batcher(execution.batch_size, execution.device)
+        self.memory = int(execution.sweep_memory * 2**20 / 2)  # bytes for changed weights, and as many for what is shared
         self.known: dict[str, _Variant] = {}  # networks whose verdicts were found, by digest
         self.fixed = recent_sets(registry)
 
@@ -179,10 +175,11 @@ class _Sweep:
             if values is None:
                 yield cells, _prepared(cells[0], self.execution, self.registry)
                 continue
-            wave.append(_Variant(cells, values))
-            if sum(variant.size for variant in wave) >= WAVE_BYTES:
+            variant = _Variant(cells, values)
+            if wave and sum(other.size for other in wave) + variant.size > self.memory:
                 yield from self._wave(wave)
                 wave = []
+            wave.append(variant)
         if wave:
             yield from self._wave(wave)
 
@@ -256,7 +253,7 @@ class _Together:
         while start < total:
             size = self.batcher.size
             if self.shared and not self.batcher.halvings:
-                size = self.shared.rows(size, HELD_BYTES)
+                size = self.shared.rows(size, self.sweep.memory)
             some = examples.take(torch.arange(start, min(start + size, total)))
             done = self.batcher.attempt(lambda some=some: self._part(some), min(len(some), self.batcher.size))  # type: ignore[misc]
             if done is not None:
