@@ -87,7 +87,7 @@ class Held:
 
 
 class SharedPass:
-    """The forward pass of a model for networks that differ from it in the parameters and buffers ``changed`` (names)."""
+    """The forward pass for networks that differ from a model in the parameters and buffers ``changed`` (names)."""
 
     def __init__(self, forward: Forward, changed: Iterable[str]) -> None:
         self.forward, self.model, self.changed = forward, forward.model, set(changed)

@@ -159,7 +159,7 @@ class _Sweep:
         self.intact, self.execution, self.registry = intact, execution, registry
         self.dataset, self.examples, self.model = intact.dataset, intact.examples, intact.model
         self.batcher = Batcher(execution.batch_size, execution.device)
-        self.memory = int(execution.sweep_memory * 2**20 / 2)  # bytes for changed weights, and as many for what is shared
+        self.memory = int(execution.sweep_memory * 2**20 / 2)  # bytes for weights, and as many for activations
         self.known: dict[str, _Variant] = {}  # networks whose verdicts were found, by digest
         self.fixed = recent_sets(registry)
 
@@ -221,11 +221,11 @@ class _Sweep:
         """The stage of a network whose weights are in place; ``judged`` is one with equal weights."""
         if judged.error:
             raise judged.error
-        protected = api.Protected(self.model).requires_grad_(False).eval()
+        protected, network = api.Protected(self.model).requires_grad_(False).eval(), judged.network
         stage = Stage(
             self.execution, self.registry, self.dataset, self.examples, self.model, protected, None, torch.Generator(),
             Batcher(self.execution.batch_size, self.execution.device),
-            flags=list(judged.network.flags), notes=together.notes(judged), sources=self.intact.sources, fixed=self.fixed,
+            flags=list(network.flags), notes=together.notes(judged), sources=self.intact.sources, fixed=self.fixed,
             judged=lambda name, examples: together.verdicts(judged, variant, name, examples),
         )  # fmt: skip
         stage.clean = judged.verdicts[CLEAN]
@@ -240,11 +240,14 @@ class _Together:
         self.shared: SharedPass | None = None
 
     def cut(self) -> None:
-        """Look where the networks begin to differ; they share nothing where memory runs out even for the sample."""
+        """Look where the networks begin to differ."""
         changed = {name for variant in self.variants for name in variant.values}
         while self.shared is None:
-            forward = self.sweep.intact.forward(self.batcher.size)
-            self.shared = self.batcher.attempt(lambda: SharedPass(forward, changed), len(forward.sample))
+            size = min(self.batcher.size, checks.PROBED)
+            self.shared = self.batcher.attempt(lambda size=size: self._cut(changed, size), size)  # type: ignore[misc]
+
+    def _cut(self, changed: set[str], size: int) -> SharedPass:
+        return SharedPass(self.sweep.intact.forward(size), changed)
 
     def judge(self, name: str, examples: api.Examples) -> None:
         """Find the verdicts of all networks on ``examples``; what they share passes once for each part of them."""

@@ -59,7 +59,7 @@ def test_an_error_that_is_found_later_widens_what_is_looked_at_again() -> None:
 
         found = shared.logits(Held(images(50, 1), 32), network)
 
-        assert network.error > 0.01  # shown by the verdicts that were narrow at first
+        assert (network.error or 0.0) > 0.01  # shown by the verdicts that were narrow at first
         assert torch.equal(found.argmax(1), model(images(50, 1)).argmax(1))
 
 

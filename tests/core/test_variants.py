@@ -474,7 +474,7 @@ def test_jobs_of_one_model_load_it_once_unless_one_leaves_it_changed(
 
     first, second = (together(some, registry) for some in (found[:2], found[2:]))
     assert len(loads) == 1
-    loads[0].linear.weight.zero_()  # as an attack might do that breaks the rules
+    loads[0].get_parameter("linear.weight").zero_()  # as an attack might do that breaks the rules
     third = together(found[:2], registry)
 
     assert len(loads) == 2
