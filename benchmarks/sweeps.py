@@ -2,9 +2,9 @@
 
 The notebook (InferLink) copies the network for each layer and threshold, filters the copy, and runs the whole test set
 through a DataLoader, for clean inputs (``--inputs clean``), for one fixed set of FGSM examples made on the intact
-network (``--inputs fixed``) or for FGSM examples made on each filtered network anew (``--inputs white-box``): both sides
-make them and judge clean and adversarial inputs. Where a network's two best logits are equal but for rounding, the two
-sides may differ on white-box examples, which follow the sign of the gradient. ``--case resnet18`` is the CIFAR-style
+network (``--inputs fixed``) or for FGSM examples made on each filtered network anew (``--inputs white-box``). Both
+sides make them and judge clean and adversarial inputs. White-box examples follow the sign of a gradient, which rounding
+may turn where it is nearly zero, so that their losses may differ. ``--case resnet18`` is the CIFAR-style
 network (3×3 stem, 32×32 images), on random images and untrained where no data set and weights are given. Each
 side runs in a process of its own, one after the other, with the same number of threads. Losses are compared as well:
 with ``--precision mixed`` they are those of bfloat16, predictions are not.
