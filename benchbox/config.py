@@ -34,6 +34,9 @@ class Settings(BaseModel):
     batch_size: int | None = Field(None, ge=1, description="overrides the grid's batch size")
     keep_examples: bool = Field(True, description="keep the adversarial examples, so that `verify` works")
     keep_fitted: bool = Field(True, description="keep what defenses were fitted to, so that another run fits nothing")
+    sweep_memory: float = Field(
+        768, gt=0, description="MiB for a sweep: half for the weights that differ, half for activations that are shared"
+    )
     plugins: tuple[str, ...] = Field((), description="modules to register beside the installed plugins")
     block: tuple[str, ...] = Field((), description="distributions, entry points or modules to leave out")
 

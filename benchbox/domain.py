@@ -196,6 +196,7 @@ class Execution:
     plugins: tuple[str, ...] = ()  # modules named in the settings, registered beside the entry points
     blocked: tuple[str, ...] = ()
     fitted_dir: Path | None = None  # where that is kept what defenses were fitted to; None keeps nothing
+    sweep_memory: float = 768  # MiB: half for the weights that differ, half for activations that are shared
 
 
 @dataclass(frozen=True, slots=True)

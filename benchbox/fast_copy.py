@@ -33,7 +33,9 @@ class FastCopy:
 
     @torch.no_grad()
     def __init__(self, model: nn.Module, images: Tensor, dtype: torch.dtype) -> None:
-        self._model = model
+        self._model, self.dtype = model, dtype
+        self._followed: set[str] = set()
+        self._found: dict[frozenset[str], tuple[set[str], set[str]]] = {}
         traced = fx.symbolic_trace(copy.deepcopy(model))
         ShapeProp(traced).propagate(images[:1])
         parts = dict(traced.named_modules())
@@ -77,8 +79,10 @@ class FastCopy:
 
     @torch.no_grad()
     def follow(self, changed: Iterable[str]) -> None:
-        """Take over what the model has now in these parameters and buffers (names)."""
-        layers, plain = self._depending(changed)
+        """Take over what the model has now in these parameters and buffers (names), and in those of the last call."""
+        names = set(changed)
+        layers, plain = self._depending(names | self._followed)
+        self._followed = names
         for name in layers:
             layer, part, norm = self._layers[name]
             layer.take(part, norm)
@@ -87,6 +91,13 @@ class FastCopy:
             self._plain[name].copy_(own[name])
 
     def _depending(self, changed: Iterable[str]) -> tuple[set[str], set[str]]:
+        """Of the layers and of the other tensors those that depend on ``changed``; found once for each such set."""
+        names = frozenset(changed)
+        if names not in self._found:
+            self._found[names] = self._find(names)
+        return self._found[names]
+
+    def _find(self, changed: frozenset[str]) -> tuple[set[str], set[str]]:
         own = tensors_of(self._model)
         touched = {storage(own[name]) for name in changed}
         layers = {
@@ -145,7 +156,8 @@ class _Convolution(_Layer):
         self.geometry: tuple[Any, ...] = part.stride, part.padding, part.dilation, part.groups
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.conv2d(x.to(self.dtype), self.weight, self.bias, *self.geometry)
+        laid_out = x.to(self.dtype, memory_format=torch.channels_last)
+        return functional.conv2d(laid_out, self.weight, self.bias, *self.geometry)
 
     def _arranged(self, weight: Tensor) -> Tensor:
         return weight.contiguous(memory_format=torch.channels_last)

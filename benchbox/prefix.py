@@ -57,13 +57,14 @@ class SharedPrefix:
     logits are those of ``model`` to the last bit wherever it is a static graph. That has to be checked
     (:meth:`agrees`): what a forward method does behind torch.fx's back cannot be seen.
 
-    Raises whatever the model's forward method raises when torch.fx traces it.
+    A ``model`` that is a graph already is not traced again. Raises whatever the model's forward method raises when
+    torch.fx traces it.
     """
 
     def __init__(self, model: nn.Module, changed: Iterable[str]) -> None:
-        self.model = model
-        traced = fx.symbolic_trace(model)
-        dependent = _dependent(traced, {storage(tensors_of(model)[name]) for name in changed})
+        traced = model if isinstance(model, fx.GraphModule) else fx.symbolic_trace(model)
+        tensors = tensors_of(model)
+        dependent = _dependent(traced, {storage(tensors[name]) for name in changed})
         self._first, self.rest = _cut(traced, dependent)
         steps = [node for node in traced.graph.nodes if node.op not in ("placeholder", "output")]
         self.steps, self.shared = len(steps), sum(node not in dependent for node in steps)

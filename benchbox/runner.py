@@ -110,6 +110,7 @@ def execution_of(settings: Settings, grid: GridFile, device: str) -> Execution:
         threads=settings.threads,
         plugins=settings.plugins,
         blocked=settings.block,
+        sweep_memory=settings.sweep_memory,
     )
 
 
@@ -120,9 +121,9 @@ def jobs_of(cells: Iterable[Cell], execution: Execution, plan: Plan) -> list[Job
     for cell in cells:
         perturbation, alone = cell.weight_perturbation, cell.defense is not None
         own = (perturbation.digest if perturbation else None, cell.prefix_seed)
-        layer = perturbation.options.get("layer", "*") if perturbation else "*"
+        layer = perturbation.options.get("layer", "*") if perturbation else None
         parts = (cell.dataset.digest, cell.model.digest, cell.defense.digest if cell.defense else None)
-        group = (*parts, cell.examples, cell.batch_size, own if alone or layer == "*" else layer)
+        group = (*parts, cell.examples, cell.batch_size, own if alone or layer is None else layer)
         groups.setdefault(group, {}).setdefault(own, []).append(cell)
     jobs = []
     for members in groups.values():

@@ -1,30 +1,34 @@
 """Logits of many networks that differ in a few weights: a fast copy answers, the model itself where that is close.
 
 All networks share one pass up to the first difference. The rest is run by a :class:`FastCopy`, whose logits are off by
-rounding. How far is measured for each network: on a sample, and on every input that is looked at twice. A prediction
-of the copy stands where its margin (the largest logit less the second) is more than ``SAFETY`` times the largest error
-of a difference of two logits that was met so far; the other inputs are run again through the model itself, in float32.
+rounding. How far is measured for each network, on :data:`LOOKED_AT` inputs of the first that it is asked about (half of
+them those with the narrowest margins) and on every input that is looked at later. A prediction of the copy stands where
+its margin (the largest logit less the second) is more than ``SAFETY`` times the largest error of a difference of two
+logits that was met so far; the other inputs are run again through the model itself, in float32.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
+from benchbox import checks
 from benchbox.batcher import is_out_of_memory
-from benchbox.domain import Precision
+from benchbox.domain import Flag, Precision
 from benchbox.fast_copy import FastCopy
 from benchbox.precision import fast_dtype
 from benchbox.prefix import SharedPrefix
 
-__all__ = ["Held", "Network", "SharedPass"]
+__all__ = ["Forward", "Held", "Network", "SharedPass"]
 
 SAFETY = 2.0
+LOOKED_AT = 16
+"""On how many inputs the model itself is asked, whatever the copy says."""
 TILE_BYTES = 4 * 2**20
 """How large the largest activation of a call of the copy may be: the caches of a core and its share of the last one."""
 
@@ -35,63 +39,90 @@ Activations = tuple[Any, ...]
 class Network:
     """What is known of one network: its weights are in the model when it is asked."""
 
+    met: bool = False  # whether it has answered before
     shares: bool = False  # whether the cut forward pass gives its logits
     error: float | None = None  # largest error of a difference of two logits of the copy; None: no copy answers
     asked: int = 0
     again: int = 0  # inputs that were run through the model itself
+    flags: list[Flag] = field(default_factory=list)  # what is odd about its logits
 
 
-@dataclass
-class Held:
-    """What some images need from the part of the forward pass that the networks share."""
-
-    images: Tensor
-    exact: Activations = ()
-    fast: Activations = ()
-
-
-class SharedPass:
-    """The forward pass of ``model`` for networks that differ from it in the parameters and buffers ``changed`` (names).
+class Forward:
+    """The forward pass of ``model`` as a graph, and a fast copy of it, where torch.fx can make them.
 
     ``sample`` float32 (n, c, h, w): a few inputs on which everything is compared. With ``precision = "mixed"`` the copy
     computes in bfloat16 where the device has units for it.
     """
 
-    def __init__(self, model: nn.Module, changed: Iterable[str], sample: Tensor, precision: Precision) -> None:
-        self.model, self.changed, self.dtype = model, set(changed), torch.float32
+    def __init__(self, model: nn.Module, sample: Tensor, precision: Precision) -> None:
+        self.model, self.sample = model, sample
         self.reason = "torch.fx sees another function than the model computes"
-        self._exact: SharedPrefix | None = None
-        self._copy: FastCopy | None = None
-        self._tile = self._row_bytes = 1
+        self.graph: fx.GraphModule | None = None
+        self.copy: FastCopy | None = None
         try:
-            self._exact = SharedPrefix(model, self.changed)
+            self.graph = fx.symbolic_trace(model)
         except Exception as error:  # whatever a model's own code does not let torch.fx do
             self.reason = f"torch.fx cannot trace the model ({type(error).__name__})"
             return
         try:
-            self._add_copy(sample, fast_dtype(sample.device) if precision == "mixed" else torch.float32)
+            self.copy = FastCopy(model, sample, fast_dtype(sample.device) if precision == "mixed" else torch.float32)
         except Exception as error:  # likewise: the model answers itself
             if is_out_of_memory(error):
                 raise
-            self._copy = None
+
+
+class Held:
+    """What some images need from the part of the forward pass that the networks share; computed when asked for."""
+
+    def __init__(self, images: Tensor, batch_size: int) -> None:
+        self.images, self.batch_size = images, batch_size
+        self._parts: dict[SharedPrefix, Activations] = {}
+
+    def activations(self, prefix: SharedPrefix, size: int) -> Activations:
+        """Those of all images, ``size`` or less at a time."""
+        if prefix not in self._parts:
+            parts = torch.split(self.images, min(size, self.batch_size))
+            self._parts[prefix] = _joined([prefix.activations(part) for part in parts], len(parts[0]))
+        return self._parts[prefix]
+
+
+class SharedPass:
+    """The forward pass for networks that differ from a model in the parameters and buffers ``changed`` (names)."""
+
+    def __init__(self, forward: Forward, changed: Iterable[str]) -> None:
+        self.forward, self.model, self.changed = forward, forward.model, set(changed)
+        self._exact = SharedPrefix(forward.graph, self.changed) if forward.graph else None
+        self._copy: FastCopy | None = None
+        self._tile = self._row_bytes = 1
+        if forward.copy:
+            try:
+                self._cut(forward.copy, forward.sample)
+            except Exception as error:  # of a graph that is not the model's
+                if is_out_of_memory(error):
+                    raise
 
     @torch.no_grad()
-    def _add_copy(self, sample: Tensor, dtype: torch.dtype) -> None:
-        copy = FastCopy(self.model, sample, dtype)
+    def _cut(self, copy: FastCopy, sample: Tensor) -> None:
+        copy.follow(self.changed)
         fast = SharedPrefix(copy.module, copy.depends(self.changed))
-        laid_out, few = _laid_out(sample), len(sample) // 2
-        whole = copy.module(laid_out)
-        if not few or not fast.agrees(laid_out, whole):
+        few, whole = len(sample) // 2, copy.module(sample)
+        if not few or not fast.agrees(sample, whole):
             return
-        held = fast.activations(laid_out)
+        held = fast.activations(sample)
         alone = fast.logits(_rows(held, slice(few), len(sample)))
         if not bool((alone - whole[:few]).abs().max() <= 0.1 * whole.abs().max()):
             return  # inputs cannot be taken out of a batch
-        tensors = [item for item in held if isinstance(item, Tensor) and len(item.shape) > 0]
-        self._row_bytes = max(1, sum(item.nbytes for item in tensors) // len(sample))
+        tensors = [item for item in held if _per_input(item, len(sample))]
+        both = sum(item.numel() * (item.itemsize + 4) for item in tensors)  # the model's own may be asked for, too
+        self._row_bytes = max(1, both // len(sample))
         largest = _largest(fast, _rows(held, slice(1), len(sample)))
         self._tile = max(8, TILE_BYTES // max(1, largest))
-        self._copy, self._fast, self.dtype = copy, fast, dtype
+        self._copy, self._fast = copy, fast
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the copy computes in."""
+        return self._copy.dtype if self._copy else torch.float32
 
     def rows(self, batch_size: int, memory: int) -> int:
         """How many images to hold at once: as many batches as ``memory`` (bytes) has room for, but one."""
@@ -99,17 +130,68 @@ class SharedPass:
             return batch_size
         return max(1, memory // self._row_bytes // batch_size) * batch_size
 
-    def meet(self, sample: Tensor, output: Tensor) -> Network:
-        """What can be said of the network that the model is now, whose own logits of ``sample`` are ``output``."""
-        network = Network(shares=self._shares(sample, output))
-        if network.shares and self._copy is not None:
+    @torch.no_grad()
+    def logits(self, held: Held, network: Network) -> Tensor:
+        """Logits (n, k) of ``network``, whose weights the model has now; float32 where a verdict was close.
+
+        Predictions are those of the model, as far as the rule of this module can tell.
+        """
+        count = len(held.images)
+        network.asked += count
+        if self._copy is not None and (network.error is not None or not network.met):
             self._copy.follow(self.changed)
-            found = self._answers(self._fast.activations(_laid_out(sample)), len(sample))
-            error = _error(found, output)
-            narrow = ~(_margin(found) > SAFETY * error)
-            if bool(narrow.float().mean() <= 0.5):  # else the copy would be asked in vain
-                network.error = error
-        return network
+            found = self._answers(held.activations(self._fast, self._tile), count)
+            known = torch.zeros(count, dtype=torch.bool, device=found.device)
+            if not network.met:
+                self._meet(network, held, found, known)
+            if network.error is not None:
+                return self._certain(network, held, found, known)
+        return self._exactly(network, held)
+
+    def _meet(self, network: Network, held: Held, found: Tensor, known: Tensor) -> None:
+        """Measure the copy's error on some inputs; a network that is close on most is not asked of the copy."""
+        chosen = _telling(found)
+        exact = self._again(network, held, chosen)
+        error = _error(found[chosen], exact)
+        network.flags = [flag for flag in (checks.softmax_output(exact),) if flag]
+        found[chosen], known[chosen] = exact, True
+        if bool((_margin(found) > SAFETY * error).float().mean() >= 0.5):
+            network.met, network.shares, network.error = True, True, error
+
+    def _certain(self, network: Network, held: Held, found: Tensor, known: Tensor) -> Tensor:
+        """``found``, and the model's own logits where the verdict is narrow and not ``known`` to be the model's."""
+        while True:  # ends: each round knows more
+            narrow = (~(_margin(found) > SAFETY * (network.error or 0.0)) & ~known).nonzero()[:, 0]
+            if not len(narrow):
+                return found
+            exact = self._again(network, held, narrow)
+            network.error = max(network.error or 0.0, _error(found[narrow], exact))
+            found[narrow], known[narrow] = exact, True
+
+    def _again(self, network: Network, held: Held, index: Tensor) -> Tensor:
+        network.again += len(index)
+        return torch.cat([self.model(held.images[part]) for part in torch.split(index, held.batch_size)])
+
+    def _exactly(self, network: Network, held: Held) -> Tensor:
+        """The model's own logits, from the shared activations where that makes no difference."""
+        count, size = len(held.images), held.batch_size
+        network.again = network.asked
+        if not network.met:
+            self._check(network, size)
+        if not network.shares or self._exact is None:
+            return torch.cat([self.model(part) for part in torch.split(held.images, size)])
+        activations = held.activations(self._exact, size)
+        return torch.cat([self._exact.logits(_rows(activations, part, count)) for part in _slices(count, size)])
+
+    def _check(self, network: Network, size: int) -> None:
+        """Whether the cut forward pass gives the model's logits to the last bit, and what is odd about these."""
+        if len(self.forward.sample) > size:
+            self.forward.sample = self.forward.sample[:size]
+        sample = self.forward.sample
+        output = self.model(sample)
+        network.met, network.shares = True, self._shares(sample, output)
+        unstable = None if network.shares else checks.unstable_output(output, self.model(sample))
+        network.flags = [flag for flag in (checks.softmax_output(output), unstable) if flag]
 
     def _shares(self, sample: Tensor, output: Tensor) -> bool:
         try:
@@ -119,54 +201,18 @@ class SharedPass:
                 raise
             return False
 
-    @torch.no_grad()
-    def hold(self, images: Tensor, networks: Sequence[Network], batch_size: int) -> Held:
-        """Run the shared part for ``images`` as far as one of the ``networks`` needs it."""
-        held = Held(images)
-        if self._exact is not None and any(network.shares and network.error is None for network in networks):
-            held.exact = _joined(
-                [self._exact.activations(part) for part in torch.split(images, batch_size)], batch_size
-            )
-        if any(network.error is not None for network in networks):
-            tile = min(self._tile, batch_size)
-            held.fast = _joined([self._fast.activations(_laid_out(part)) for part in torch.split(images, tile)], tile)
-        return held
-
-    @torch.no_grad()
-    def logits(self, held: Held, network: Network, batch_size: int) -> Tensor:
-        """Logits (n, k) of ``network``, whose weights the model has now; float32 where a verdict was close.
-
-        Predictions are those of the model, as far as the rule of this module can tell.
-        """
-        count = len(held.images)
-        network.asked += count
-        if not network.shares or self._exact is None:
-            network.again += count
-            return torch.cat([self.model(part) for part in torch.split(held.images, batch_size)])
-        if network.error is None or self._copy is None:
-            network.again += count
-            parts = [_rows(held.exact, part, count) for part in _slices(count, batch_size)]
-            return torch.cat([self._exact.logits(part) for part in parts])
-        self._copy.follow(self.changed)
-        found = self._answers(held.fast, count)
-        known = torch.zeros(count, dtype=torch.bool, device=found.device)
-        while True:  # ends: each round knows more
-            narrow = (~(_margin(found) > SAFETY * network.error) & ~known).nonzero()[:, 0]
-            if not len(narrow):
-                return found
-            exact = torch.cat([self.model(held.images[part]) for part in torch.split(narrow, batch_size)])
-            network.error = max(network.error, _error(found[narrow], exact))
-            found[narrow], known[narrow] = exact, True
-            network.again += len(narrow)
-
     def _answers(self, activations: Activations, count: int) -> Tensor:
         """The copy's logits, tile by tile."""
         parts = [self._fast.logits(_rows(activations, part, count)) for part in _slices(count, self._tile)]
         return torch.cat(parts).float()
 
 
-def _laid_out(images: Tensor) -> Tensor:
-    return images.contiguous(memory_format=torch.channels_last)
+def _telling(found: Tensor) -> Tensor:
+    """Positions of :data:`LOOKED_AT` inputs: the first ones, and of the others those with the narrowest margins."""
+    first = min(LOOKED_AT // 2, len(found))
+    margins = _margin(found)
+    margins[:first] = -torch.inf
+    return margins.argsort()[:LOOKED_AT]
 
 
 def _slices(count: int, size: int) -> Iterator[slice]:

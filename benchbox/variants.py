@@ -8,21 +8,22 @@ handed out as a stage of its own, with its weights in place as long as its cells
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from benchbox import api, checks
 from benchbox.batcher import Batcher, is_out_of_memory
-from benchbox.domain import Cell, Execution, Flag
+from benchbox.domain import Cell, Execution
 from benchbox.errors import ContractError
 from benchbox.prefix import SwappedWeights
 from benchbox.registry import Registry
-from benchbox.shared_pass import Network, SharedPass
+from benchbox.shared_pass import Forward, Held, Network, SharedPass
 from benchbox.stage import (
     Stage,
     Verdicts,
@@ -36,14 +37,8 @@ from benchbox.stage import (
     recent_sets,
 )
 
-WAVE_BYTES = 512 * 2**20
-"""How much memory the changed weights of the networks that are evaluated together may take."""
-
-HELD_BYTES = 256 * 2**20
-"""How much memory the activations may take that the networks share."""
 CLEAN = "clean"
 
-T = TypeVar("T")
 Staged = tuple[Sequence[Cell], Stage | Exception]
 
 
@@ -60,7 +55,7 @@ def stages(cells: Sequence[Cell], execution: Execution, registry: Registry) -> I
             yield from ((group, _prepared(group[0], execution, registry)) for group in members)
             continue
         try:
-            sweep = _Sweep(first, execution, registry)
+            sweep = _Sweep(_intact(first, execution, registry), execution, registry)
         except Exception as error:  # the worker boundary: a broken plugin fails its cells, not the run
             yield from ((group, error) for group in members)
             continue
@@ -92,7 +87,6 @@ class _Variant:
     cells: Sequence[Cell]
     values: Mapping[str, Tensor]
     network: Network = field(default_factory=Network)
-    flags: list[Flag] = field(default_factory=list)
     verdicts: dict[str, Verdicts] = field(default_factory=dict)  # by the set of examples
     error: Exception | None = None
 
@@ -111,20 +105,62 @@ class _Variant:
         return found.hexdigest()
 
 
-class _Sweep:
-    """A model and the networks that are made of it by changes of its weights."""
+class _Intact:
+    """The model of a family as it was loaded, and what all its networks share."""
 
     def __init__(self, cell: Cell, execution: Execution, registry: Registry) -> None:
-        self.execution, self.registry = execution, registry
+        self.family = _family(cell), execution
         self.dataset: api.Dataset = create(registry, cell.dataset)
         self.examples = load_examples(self.dataset, cell, execution.data_dir)
         self.model = load_model(registry, cell.model, execution)
         check_evaluation_mode(self.model, cell.model)
-        self.batcher = Batcher(execution.batch_size, execution.device)
         self.sample = self.examples.images[: checks.PROBED].to(execution.device)
         self.precision = cell.precision
-        self.known: dict[str, _Variant] = {}  # networks whose verdicts were found, by digest
         self.sources: dict[str, nn.Module] = {}
+        self._forward: Forward | None = None
+        self._loaded = {name: tensor.clone() for name, tensor in api.tensors_of(self.model).items()}
+
+    def forward(self, size: int) -> Forward:
+        """The forward pass, compared on a sample of ``size`` inputs at most."""
+        if self._forward is None or len(self._forward.sample) > size:
+            self._forward = Forward(self.model, self.sample[:size], self.precision)
+        return self._forward
+
+    @property
+    def untouched(self) -> bool:
+        """Whether another job may go on with it: whatever was run on it left no trace."""
+        now = api.tensors_of(self.model)
+        return (
+            self._forward is not None
+            and self._forward.graph is not None
+            and not any(part.training for part in self.model.modules())
+            and now.keys() == self._loaded.keys()
+            and all(torch.equal(tensor, self._loaded[name]) for name, tensor in now.items())
+        )
+
+
+_RECENT: weakref.WeakKeyDictionary[Registry, _Intact] = weakref.WeakKeyDictionary()
+
+
+def _intact(cell: Cell, execution: Execution, registry: Registry) -> _Intact:
+    """The family of ``cell``; that of the job before where it is the same: the layers of a sweep follow one another."""
+    found = _RECENT.pop(registry, None)
+    if found is None or found.family != (_family(cell), execution) or not found.untouched:
+        found = None  # what it holds is given back before the next is loaded
+        found = _Intact(cell, execution, registry)
+    _RECENT[registry] = found
+    return found
+
+
+class _Sweep:
+    """A model and the networks that are made of it by changes of its weights."""
+
+    def __init__(self, intact: _Intact, execution: Execution, registry: Registry) -> None:
+        self.intact, self.execution, self.registry = intact, execution, registry
+        self.dataset, self.examples, self.model = intact.dataset, intact.examples, intact.model
+        self.batcher = Batcher(execution.batch_size, execution.device)
+        self.memory = int(execution.sweep_memory * 2**20 / 2)  # bytes for weights, and as many for activations
+        self.known: dict[str, _Variant] = {}  # networks whose verdicts were found, by digest
         self.fixed = recent_sets(registry)
 
     def stages(self, members: Sequence[Sequence[Cell]]) -> Iterator[Staged]:
@@ -139,10 +175,11 @@ class _Sweep:
             if values is None:
                 yield cells, _prepared(cells[0], self.execution, self.registry)
                 continue
-            wave.append(_Variant(cells, values))
-            if sum(variant.size for variant in wave) >= WAVE_BYTES:
+            variant = _Variant(cells, values)
+            if wave and sum(other.size for other in wave) + variant.size > self.memory:
                 yield from self._wave(wave)
                 wave = []
+            wave.append(variant)
         if wave:
             yield from self._wave(wave)
 
@@ -151,7 +188,10 @@ class _Sweep:
         if cell.weight_perturbation is None:
             return {}
         perturbation: api.WeightPerturbation = create(self.registry, cell.weight_perturbation)
-        return perturbation.weights(self.model, perturbation_rng(self.registry, cell))
+        values = perturbation.weights(self.model, perturbation_rng(self.registry, cell))
+        if values is not None:
+            api.check_fit(api.tensors_of(self.model), values)
+        return values
 
     def _wave(self, wave: list[_Variant]) -> Iterator[Staged]:
         """Evaluate these networks together, equal ones once, and hand them out one by one."""
@@ -161,7 +201,7 @@ class _Sweep:
                 new = {digest: variant for digest, variant in reversed(named) if digest not in self.known}
                 together = _Together(self, list(new.values()), weights)
                 if new:
-                    together.meet()
+                    together.cut()
                     together.judge(CLEAN, self.examples)
                 self.known |= new
             except Exception as error:  # the worker boundary
@@ -181,11 +221,11 @@ class _Sweep:
         """The stage of a network whose weights are in place; ``judged`` is one with equal weights."""
         if judged.error:
             raise judged.error
-        protected = api.Protected(self.model).requires_grad_(False).eval()
+        protected, network = api.Protected(self.model).requires_grad_(False).eval(), judged.network
         stage = Stage(
             self.execution, self.registry, self.dataset, self.examples, self.model, protected, None, torch.Generator(),
             Batcher(self.execution.batch_size, self.execution.device),
-            flags=list(judged.flags), notes=together.notes(judged), sources=self.sources, fixed=self.fixed,
+            flags=list(network.flags), notes=together.notes(judged), sources=self.intact.sources, fixed=self.fixed,
             judged=lambda name, examples: together.verdicts(judged, variant, name, examples),
         )  # fmt: skip
         stage.clean = judged.verdicts[CLEAN]
@@ -199,37 +239,15 @@ class _Together:
         self.sweep, self.variants, self.weights, self.batcher = sweep, variants, weights, sweep.batcher
         self.shared: SharedPass | None = None
 
-    def meet(self) -> None:
-        """Look at each network by itself, on a sample."""
-        self.shared = self._attempt(self._cut)
-        for variant in self.variants:
-            try:
-                self.weights.put(variant.values)
-                variant.network, variant.flags = self._attempt(self._look)
-            except Exception as error:  # the worker boundary: the others go on
-                variant.error = error
-
-    def _attempt(self, look: Callable[[SharedPass | None], T]) -> T:
-        """``look`` at the sample, of which there are fewer where memory runs out."""
-        done = None
-        while done is None:
-            self.sweep.sample = self.sweep.sample[: self.batcher.size]
-            done = self.batcher.attempt(lambda: look(self.shared), len(self.sweep.sample))
-        return done
-
-    def _cut(self, _: SharedPass | None) -> SharedPass:
+    def cut(self) -> None:
+        """Look where the networks begin to differ."""
         changed = {name for variant in self.variants for name in variant.values}
-        return SharedPass(self.sweep.model, changed, self.sweep.sample, self.sweep.precision)
+        while self.shared is None:
+            size = min(self.batcher.size, checks.PROBED)
+            self.shared = self.batcher.attempt(lambda size=size: self._cut(changed, size), size)  # type: ignore[misc]
 
-    def _look(self, shared: SharedPass | None) -> tuple[Network, list[Flag]]:
-        """What is known of the network that the model is now, and what is odd about its logits."""
-        sample, model = self.sweep.sample, self.sweep.model
-        with torch.no_grad():
-            output = model(sample)
-            network = shared.meet(sample, output) if shared else Network()
-            again = output if network.shares else model(sample)
-        unstable = None if network.shares else checks.unstable_output(output, again)
-        return network, [flag for flag in (checks.softmax_output(output), unstable) if flag]
+    def _cut(self, changed: set[str], size: int) -> SharedPass:
+        return SharedPass(self.sweep.intact.forward(size), changed)
 
     def judge(self, name: str, examples: api.Examples) -> None:
         """Find the verdicts of all networks on ``examples``; what they share passes once for each part of them."""
@@ -238,7 +256,7 @@ class _Together:
         while start < total:
             size = self.batcher.size
             if self.shared and not self.batcher.halvings:
-                size = self.shared.rows(size, HELD_BYTES)
+                size = self.shared.rows(size, self.sweep.memory)
             some = examples.take(torch.arange(start, min(start + size, total)))
             done = self.batcher.attempt(lambda some=some: self._part(some), min(len(some), self.batcher.size))  # type: ignore[misc]
             if done is not None:
@@ -256,16 +274,15 @@ class _Together:
         images, labels = (tensor.to(self.batcher.device) for tensor in (examples.images, examples.labels))
         shared, size = self.shared, self.batcher.size
         if shared is None:
-            raise ContractError("networks are judged before they were met")
-        sound = [variant.network for variant in self.variants if not variant.error]
-        held = shared.hold(images, sound, size)
+            raise ContractError("networks are judged before their forward pass was cut")
+        held = Held(images, size)
         answers = {}
         for place, variant in enumerate(self.variants):
             if variant.error:
                 continue
             try:
                 self.weights.put(variant.values)
-                logits = shared.logits(held, variant.network, size)
+                logits = shared.logits(held, variant.network)
                 answers[place] = {
                     column: value.cpu() for column, value in judge(logits, labels, self.sweep.dataset).items()
                 }
@@ -291,8 +308,8 @@ class _Together:
         """How the verdicts of a network came about, for its result's environment."""
         shared, network = self.shared, variant.network
         if shared is None or not network.shares:
-            return {"forward": f"whole: {shared.reason if shared else 'not cut'}"}
-        if not network.again < network.asked:
+            return {"forward": f"whole: {shared.forward.reason if shared else 'not cut'}"}
+        if network.error is None:
             return {"forward": "shared up to the perturbed layer"}
         kind = "bfloat16" if shared.dtype == torch.bfloat16 else "float32"
         return {

@@ -82,7 +82,7 @@ class SynapticFilter(WeightPerturbation):
             )
         if self.options.scale == "value":
             low, high = lowest.double(), highest.double()
-            return (weight.double() - low) / (high - low)
+            return weight.double().sub_(low).div_(high - low)
         ranks = torch.searchsorted(reference.sort().values, weight.contiguous()).double()
         return ranks / (reference < highest).sum()
 

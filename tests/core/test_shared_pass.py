@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from benchbox.domain import Precision
 from benchbox.prefix import SwappedWeights
-from benchbox.shared_pass import Network, SharedPass
+from benchbox.shared_pass import LOOKED_AT, Forward, Held, Network, SharedPass
 from small_networks import Residual, built, plain
 
 
@@ -18,10 +18,8 @@ def images(count: int, seed: int = 0) -> Tensor:
 
 def judged(model: nn.Module, changed: str, count: int, precision: Precision) -> tuple[Tensor, Network]:
     """Logits of ``count`` images under a change of a weight, and what was learnt on the way."""
-    shared = SharedPass(model, [changed], images(16), precision)
-    network = shared.meet(images(16), model(images(16)))
-    held = shared.hold(images(count, 1), [network], 32)
-    return shared.logits(held, network, 32), network
+    shared, network = SharedPass(Forward(model, images(16), precision), [changed]), Network()
+    return shared.logits(Held(images(count, 1), 32), network), network
 
 
 @pytest.mark.parametrize("precision", ["float32", "mixed"])
@@ -47,29 +45,48 @@ def test_only_verdicts_within_the_error_are_looked_at_again() -> None:
         model[8].bias.copy_(torch.tensor([1.0, 1.0] + [0.0] * 8))
         tied, narrow = judged(model, "8.weight", 100, "float32")
 
-    assert (wide.asked, wide.again) == (100, 0)
+    assert (wide.asked, wide.again) == (100, LOOKED_AT)
     assert (narrow.asked, narrow.again) == (100, 100)
     assert (tied.argmax(1) == 0).all()
 
 
 def test_an_error_that_is_found_later_widens_what_is_looked_at_again() -> None:
     model = built(plain)
-    shared = SharedPass(model, ["8.weight"], images(16), "float32")
-    network = shared.meet(images(16), model(images(16)))
-    network.error = 0.005
-    with torch.no_grad():  # a copy that is wrong where the sample did not show it
-        shared._copy.module.get_submodule("5").bias.add_(0.1)  # type: ignore[union-attr, operator]
+    shared = SharedPass(Forward(model, images(16), "float32"), ["8.weight"])
+    network = Network(met=True, shares=True, error=0.005)
+    with torch.no_grad():  # a copy that is wrong where the first inputs did not show it
+        shared.forward.copy.module.get_submodule("5").bias.add_(0.1)  # type: ignore[union-attr, operator]
 
-        found = shared.logits(shared.hold(images(50, 1), [network], 32), network, 32)
+        found = shared.logits(Held(images(50, 1), 32), network)
 
-        assert network.error > 0.01  # shown by the verdicts that were narrow at first
+        assert (network.error or 0.0) > 0.01  # shown by the verdicts that were narrow at first
         assert torch.equal(found.argmax(1), model(images(50, 1)).argmax(1))
 
 
 def test_as_many_images_are_held_as_memory_has_room_for() -> None:
     model = built(plain)
-    shared = SharedPass(model, ["8.weight"], images(16), "float32")
+    shared = SharedPass(Forward(model, images(16), "float32"), ["8.weight"])
 
     assert shared.rows(32, 0) == 32  # a batch, always
-    assert shared.rows(32, 32 * 4 * 16) == 32  # 16 float32 activations per image
-    assert shared.rows(32, 10 * 32 * 4 * 16) == 320
+    assert shared.rows(32, 32 * 8 * 16) == 32  # 16 activations per image, of the copy and of the model: 8 bytes
+    assert shared.rows(32, 10 * 32 * 8 * 16) == 320
+
+
+def test_the_first_inputs_and_the_narrowest_verdicts_tell_how_far_the_copy_is_off() -> None:
+    model = built(plain)
+    model[8].bias.copy_(torch.arange(10.0))
+    asked: list[Tensor] = []
+    pictures = images(100, 1)
+    answers = model(pictures)
+    shared, network = SharedPass(Forward(model, images(16), "float32"), ["8.weight"]), Network()
+    hook = model.register_forward_pre_hook(lambda _, given: asked.append(given[0]))
+
+    shared.logits(Held(pictures, 32), network)
+
+    hook.remove()
+    first, second = answers.topk(2).values.unbind(1)
+    narrowest = (first - second)[LOOKED_AT // 2 :].argsort()[: LOOKED_AT // 2] + LOOKED_AT // 2
+    expected = {*range(LOOKED_AT // 2), *narrowest.tolist()}
+    assert len(asked) == 1
+    found = {int((pictures == picture).flatten(1).all(1).nonzero()) for picture in asked[0]}
+    assert found == expected

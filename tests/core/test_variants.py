@@ -226,17 +226,16 @@ def test_attacks_and_verdicts_on_a_network_of_a_sweep_are_those_on_it_alone(
 
 
 def test_neither_what_was_finished_before_nor_the_memory_for_weights_changes_a_result(
-    cells: Callable[..., tuple[Cell, ...]], registry: Registry, monkeypatch: pytest.MonkeyPatch
+    cells: Callable[..., tuple[Cell, ...]], registry: Registry
 ) -> None:
     found = cells()
     whole = together(found, registry)
 
     resumed = together(found[::2], registry)
-    monkeypatch.setattr("benchbox.variants.WAVE_BYTES", 3000)  # two or three networks at once
-    by_threes = together(found, registry)
+    by_twos = together(found, registry, sweep_memory=4000 / 2**20)  # 2000 bytes: two networks at once, or one
 
     assert_same(resumed, {cell.key: whole[cell.key] for cell in found[::2]})
-    assert_same(by_threes, whole)
+    assert_same(by_twos, whole)
 
 
 def test_outcomes_come_as_soon_as_they_are_known(cells: Callable[..., tuple[Cell, ...]], registry: Registry) -> None:
@@ -441,6 +440,48 @@ def test_a_fixed_set_is_made_once_for_all_networks_and_jobs(fixed: tuple[Cell, .
     assert made.attempt.found.forwards.tolist() == [1.0] * 40
 
 
+@pytest.mark.parametrize("network", ["residual", "plain"])
+def test_a_sweep_over_all_layers_at_once_is_evaluated_together(
+    cells: Callable[..., tuple[Cell, ...]], registry: Registry, network: str
+) -> None:
+    """Nothing is shared before the first layer, but one model is loaded and one copy of it follows the weights."""
+    text = GRID.replace('"@each"', '"*"').replace("level = 0.3", "sweep.level = [0.1, 0.3]")
+    text = text.replace("0.5, 0.9", "0.4")  # at 0.9 all logits are equal, and no copy can say which is the largest
+    found = cells(model=f'network = "{network}"', text=text)
+    jobs = jobs_of(found, execution(), Plan("sweep", found))
+
+    outcomes = {outcome.key: outcome for job in jobs for outcome in run_job(job, registry)}
+
+    assert_same(outcomes, one_by_one(found, registry))
+    assert [len(job.cells) for job in jobs] == [1, 4]  # the intact network, and all the others
+    notes = [outcomes[cell.key].environment.get("forward") for cell in found]
+    assert notes == [None, *[SHARED.format("float32")] * 4]
+
+
+def test_jobs_of_one_model_load_it_once_unless_one_leaves_it_changed(
+    cells: Callable[..., tuple[Cell, ...]], registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The layers of a sweep are jobs that follow one another in a process."""
+    found = cells(text=GRID.replace('"@each"', '"blocks.1.conv1"'))[1:]
+    loads: list[nn.Module] = []
+
+    def load(self: Small, data_dir: Path) -> nn.Module:
+        loads.append(built(Residual))
+        return loads[-1]
+
+    expected = one_by_one(found, registry)
+    monkeypatch.setattr(Small, "load", load)
+
+    first, second = (together(some, registry) for some in (found[:2], found[2:]))
+    assert len(loads) == 1
+    loads[0].get_parameter("linear.weight").zero_()  # as an attack might do that breaks the rules
+    third = together(found[:2], registry)
+
+    assert len(loads) == 2
+    assert_same(first | second, expected)
+    assert_same(third, first)
+
+
 def test_a_job_is_a_layer_of_a_model_without_a_defense(
     cells: Callable[..., tuple[Cell, ...]], registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -454,6 +495,6 @@ def test_a_job_is_a_layer_of_a_model_without_a_defense(
     smaller = [len(job.cells) for job in jobs_of(found, execution(), plan)]
     guarded = jobs_of(cells(defended, model='network = "plain"'), execution(), plan)
 
-    assert sizes == [1, 4, 4, 4, 4, 1, 1]  # intact, four layers, and the noise on all layers at once
-    assert smaller == [1, 3, 1, 3, 1, 3, 1, 3, 1, 1, 1]
+    assert sizes == [1, 4, 4, 4, 4, 2]  # intact, four layers, and the noise on all layers at once
+    assert smaller == [1, 3, 1, 3, 1, 3, 1, 3, 1, 2]
     assert sum(job.cells[0].defense is not None for job in guarded) == 17
