@@ -437,7 +437,8 @@ class _Expansion:
                 met = f"{defense.component.name} × {access}" if defense else "no defense"
                 self._exclude(f"{choice.component.name} × {met}", reason)
             else:
-                yield choice, threat, access
+                random = bool(defense and defense.plugin.stochastic) and access == "adaptive"
+                yield choice if random else self._without_draws(choice), threat, access
 
     def _able(self, attacks: list[_Choice]) -> Iterator[tuple[_Choice, Threat]]:
         """Each attack with each threat that it can be."""
@@ -450,7 +451,14 @@ class _Expansion:
         """What can be made on the ``sources`` to be tried on another network."""
         undetected = [choice for choice in attacks if not choice.plugin.needs_detector]  # type: ignore[attr-defined]
         for source, (choice, threat) in itertools.product(sources, self._able(undetected)):
-            yield choice, threat, source
+            yield self._without_draws(choice), threat, source
+
+    def _without_draws(self, attack: _Choice) -> _Choice:
+        """The ``attack`` on what is not random, where all draws that a gradient is averaged over are the same."""
+        if attack.component.options.get("eot_samples", 1) == 1:
+            return attack
+        options = {**attack.component.options, "eot_samples": 1}
+        return self._choice("attack", attack.component.name, options, "attack") or attack
 
     # ---- cells
 
