@@ -16,7 +16,7 @@ from benchbox.errors import StoreError
 from benchbox.labels import Labels
 from benchbox.render import markdown_text
 from benchbox.results import Results, Row
-from benchbox_reports.figures import FigureOptions, by_figure, threat_text
+from benchbox_reports.figures import FigureOptions, by_figure, data_name, threat_text
 from benchbox_reports.lesci_figure import draw
 
 DEFENSE = "lesci"
@@ -76,7 +76,7 @@ class LesciSweep(api.Report):
             threat, sections = threat_text(rows[0].cell.threat), []
             for number, sweep in enumerate(sweeps(results, rows), start=1):
                 figure = out / f"{self.name}-{stem}-{number}.{self.options.format}"
-                plots.save(draw(f"LESCI on {stem}, {sweep.model}: {threat}", sweep), figure)
+                plots.save(draw(f"LESCI on {data_name(rows[0])}, {sweep.model}: {threat}", sweep), figure)
                 paths.append(figure)
                 sections.append(
                     f"\n## {markdown_text(sweep.model)}, {sweep.examples:,} examples, {threat}\n\n{table(sweep)}\n\n"
