@@ -18,7 +18,7 @@ AttackId = tuple[str, bool, int | None]
 """What tells attacks under one norm and radius apart: the component's digest, whether targeted, the limit of passes."""
 
 
-ANSWERABLE = ("stochastic-without-eot", "incomplete-optimisation")
+ANSWERABLE = ("stochastic-without-eot", "incomplete-optimisation", "transfer-failure")
 """Flags that call one attack weak, and say nothing about the others."""
 
 

@@ -49,6 +49,13 @@ class Choices:
                     choices.setdefault(choice.component.digest, choice)
         return list(choices.values())
 
+    def without_draws(self, attack: Choice) -> Choice:
+        """The ``attack`` on what is not random, where all draws that a gradient is averaged over are the same."""
+        component = attack.component
+        if component.options.get("eot_samples", 1) == 1:
+            return attack
+        return self._choice("attack", component.name, {**component.options, "eot_samples": 1}, "attack") or attack
+
     def _choice(self, kind: Kind, name: str, options: Mapping[str, Any], place: str) -> Choice | None:
         try:
             plugin = self.registry.create(kind, name, options)

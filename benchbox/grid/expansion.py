@@ -102,7 +102,8 @@ class _Expansion:
                 met = f"{defense.component.name} × {access}" if defense else "no defense"
                 self._exclude(f"{choice.component.name} × {met}", reason)
             else:
-                yield choice, threat, access
+                random = bool(defense and defense.plugin.stochastic) and access == "adaptive"
+                yield choice if random else self.choices.without_draws(choice), threat, access
 
     def _able(self, attacks: list[Choice]) -> Iterator[tuple[Choice, Threat]]:
         """Each attack with each threat that it can be."""
@@ -115,7 +116,7 @@ class _Expansion:
         """What can be made on the ``sources`` to be tried on another network."""
         undetected = [choice for choice in attacks if not choice.plugin.needs_detector]  # type: ignore[attr-defined]
         for source, (choice, threat) in itertools.product(sources, self._able(undetected)):
-            yield choice, threat, source
+            yield self.choices.without_draws(choice), threat, source
 
     # ---- cells
 

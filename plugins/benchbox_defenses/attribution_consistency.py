@@ -62,6 +62,13 @@ class AttributionConsistency(api.Defense):
     generic form. The surrogate differentiates through both attributions; JPEG and rounding have the identity's slope,
     Spearman's correlation Pearson's, the top's overlap that of the cosine of magnitudes. An attribution that is zero
     everywhere is like no other: such images score 1.
+
+    It finds what lies near the boundary, where any change turns the prediction, far better than what lies beyond it.
+    AUROC of the default (oblivious attackers, attacked calibration images): on MNIST 0.99 of nearest points, 0.92 of
+    ``pgd``, which stops at its first success, 0.80 of ``fgsm``; on the digits 0.87, 0.80 and 0.57. Where strokes are
+    nearly binary, one bit takes the perturbation away and little else (Xu et al. use it on MNIST): on the digits, with
+    Spearman's correlation, 0.88, 0.91 and 0.80. Under JPEG Spearman's is misled: the tied black pixels of clean images
+    are what JPEG disturbs most (0.05 of ``fgsm`` on MNIST). Blurred digits of 8 x 8 pixels tell next to nothing apart.
     """
 
     name = NAME

@@ -2,44 +2,36 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
 from benchbox import api
 from benchbox_attributions.attribution import AttributionOptions, attribute
 from benchbox_attributions.dispersion import Statistic, dispersion
-
-EVIDENCE = "dispersion"
-BATCH = 256
-LEARNT = ("centre", "threshold", "scale")
+from benchbox_defenses.detector import BATCH, DetectorOptions, Scored
 
 
-class Detecting(api.Protected):
-    """The model, with a score per input and a threshold above which the input is refused.
-
-    Fixed by :meth:`AttributionDetector.fit`: ``centre``, the median of the calibration images' statistic;
-    ``threshold`` and ``scale``, the limit and the standard deviation of their scores.
+class Detecting(Scored):
+    """The model, refusing where a statistic of its attribution is unusual; higher scores = more adversarial, by the
+    option ``tail``. ``centre`` is the median of the calibration images' statistic, which ``both`` tails are about.
     """
 
+    remedy = "where most pixels are black, use the method saliency or the statistic std"
+
     def __init__(self, model: nn.Module, options: AttributionDetector.Options) -> None:
-        super().__init__(model)
-        self.options = options
-        self.centre, self.threshold, self.scale = 0.0, math.inf, 1.0
+        super().__init__(model, "dispersion")
+        self.options, self.centre = options, 0.0
 
-    def score(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
-        """Higher = more adversarial, by the option ``tail``; differentiable where ``x`` asks for gradients."""
-        return self._oriented(self.statistic(x))
-
-    def _oriented(self, statistic: Tensor) -> Tensor:
+    def assess(self, x: Float[Tensor, "n c h w"]) -> tuple[Float[Tensor, "n k"], Float[Tensor, " n"]]:
+        logits, statistic = self.model(x.clone()), self.statistic(x)  # the clone survives a model that begins in place
         if self.options.tail == "both":
-            return (statistic - self.centre).abs()
-        return -statistic if self.options.tail == "lower" else statistic
+            return logits, (statistic - self.centre).abs()
+        return logits, -statistic if self.options.tail == "lower" else statistic
 
     def statistic(self, x: Float[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
         """The dispersion of each example's attribution over all its values (channels are not merged)."""
@@ -48,42 +40,13 @@ class Detecting(api.Protected):
             attribute(self.model, x, self.options, differentiable=graph, nan_ok=True).flatten(1), self.options.statistic
         )
 
-    def calibrate(self, statistic: Float[Tensor, " n"]) -> None:
-        """Fix centre, threshold and scale from the statistic of the calibration images.
-
-        Raises ContractError when it is the same on all of them, or not finite on more than ``fpr`` allows.
-        """
-        finite = statistic[statistic.isfinite()]
-        self.centre = float(finite.median()) if len(finite) else 0.0
-        scores = self._oriented(statistic)
-        self.threshold = api.conservative_threshold(scores.numpy(), self.options.fpr)
-        self.scale = float(self._oriented(finite).std(correction=0)) if len(finite) else 0.0
-        what = f"attribution-detector: the {self.options.statistic} of {self.options.method}"
-        if not math.isfinite(self.threshold):
-            lost = len(statistic) - len(finite)
-            raise api.ContractError(
-                f"{what} is not finite on {lost} of {len(statistic)} calibration images: check the model's logits"
-            )
-        if not self.scale:
-            raise api.ContractError(
-                f"{what} is {self.centre:g} on every calibration image and can tell nothing apart; where most pixels "
-                "are black, use the method saliency or the statistic std"
-            )
-
-    def evidence(self, x: Float[Tensor, "n c h w"]) -> dict[str, Float[Tensor, " n"]]:
-        return {EVIDENCE: self.score(x.detach())}
-
-    def rejects(self, evidence: Mapping[str, Float[Tensor, " n"]]) -> Bool[Tensor, " n"]:
-        score = evidence[EVIDENCE]
-        return (score > self.threshold) | ~score.isfinite()
-
-    def surrogate(self) -> nn.Module:
-        return api.RejectLogit(self.model, self._finite_score, self.threshold, self.scale)
-
-    def _finite_score(self, x: Tensor) -> Tensor:
-        """A score that is no number is refused; one above the threshold says the same to the attacker."""
-        score = self.score(x)
-        return torch.where(score.isfinite(), score, self.threshold + self.scale)
+    @torch.no_grad()
+    def calibrate(self, images: Float[Tensor, "n c h w"], fpr: float) -> None:
+        """See :meth:`Scored.calibrate`; fixes the centre first."""
+        if self.options.tail == "both":
+            statistic = torch.cat([self.statistic(part) for part in torch.split(images, BATCH)])
+            self.centre = float(statistic.where(statistic.isfinite(), torch.nan).nanmedian())
+        super().calibrate(images, fpr)
 
 
 class AttributionDetector(api.Defense):
@@ -97,33 +60,23 @@ class AttributionDetector(api.Defense):
     name = "attribution-detector"
     detects = True
 
-    class Options(AttributionOptions):
+    class Options(AttributionOptions, DetectorOptions):
         statistic: Statistic = Field("std", description="what measures the spread of the attribution")
-        fpr: float = Field(0.05, gt=0, lt=1, description="share of clean calibration images that may be refused")
         tail: Literal["upper", "lower", "both"] = Field(
             "upper", description="which values of the statistic are refused"
         )
 
-    def fit(self, model: nn.Module, calibration: api.Examples, rng: torch.Generator) -> dict[str, Tensor]:
-        """Fixes the threshold on the calibration images, misclassified ones included.
+    options: Options
 
-        At most ``fpr`` of them are refused, ties and non-finite scores counted. Raises ContractError when there are
-        too few of them for ``fpr`` or when their scores say nothing.
-        """
-        if len(calibration) * self.options.fpr < 1:
-            raise api.ContractError(
-                f"{self.name}: {len(calibration)} calibration images cannot fix a false-positive rate of "
-                f"{self.options.fpr:g}; give at least {math.ceil(1 / self.options.fpr)} or raise fpr"
-            )
+    def fit(self, model: nn.Module, calibration: api.Examples, rng: torch.Generator) -> dict[str, Tensor]:
+        """Fixes the threshold on all calibration images, misclassified ones included; see :meth:`Scored.calibrate`."""
         protected = Detecting(model, self.options)
-        batches = torch.split(calibration.images, BATCH)
-        with torch.no_grad():
-            statistic = torch.cat([protected.statistic(images) for images in batches])
-        protected.calibrate(statistic.cpu())
-        return {name: torch.tensor(getattr(protected, name), dtype=torch.float64) for name in LEARNT}
+        protected.calibrate(calibration.images, self.options.fpr)
+        return protected.limits() | {"centre": torch.tensor(protected.centre, dtype=torch.float64)}
 
     def build(self, model: nn.Module, fitted: Mapping[str, Tensor], rng: torch.Generator) -> Detecting:
         """See :meth:`benchbox.api.Defense.build`."""
         protected = Detecting(model, self.options)
-        protected.centre, protected.threshold, protected.scale = (fitted[name].item() for name in LEARNT)
+        protected.set_limits(fitted)
+        protected.centre = fitted["centre"].item()
         return protected

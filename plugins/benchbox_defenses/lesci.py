@@ -16,6 +16,8 @@ from benchbox_defenses.bank import Bank, Vote
 from benchbox_defenses.lesci_fit import Fitted, fit
 from benchbox_defenses.place import Place, changed_pass, find_place, read_pass, straight_through
 
+DISAGREEMENT = "disagreement"
+
 Output = Literal["label", "exemplar", "label-mean"]
 
 
@@ -34,6 +36,11 @@ class Lesci(api.Protected):
         super().__init__(model)
         self.place, self.options = place, options
         self.bank = Bank(fitted.codes, fitted.labels, fitted.num_classes, options.memory)
+        if len(self.bank) < options.k:
+            raise api.ContractError(
+                f"lesci: the bank has {len(self.bank)} entries (correctly classified calibration images), fewer than "
+                f"k = {options.k}: lower k or give more calibration images"
+            )
         stored = fitted.activations[self.bank.order] if options.output == "exemplar" else fitted.means
         self.register_buffer("stored", stored, persistent=False)
         self.register_buffer("components", fitted.components)
@@ -45,6 +52,15 @@ class Lesci(api.Protected):
             projected, vote = self.decide(activation)
             return self._or(logits, projected, self.one_hot(vote.label, logits))
         return changed_pass(self.model, self.place, x, self._replaced)
+
+    def evidence(self, x: Float[Tensor, "n c h w"]) -> dict[str, Float[Tensor, " n"]]:
+        """1 - the share of equal votes, infinite where the bank has nothing like it; nothing is refused for it.
+
+        Where it is at most 1 - ``threshold`` the image is projected.
+        """
+        _, vote = self.votes(x)
+        share = vote.count.to(x.dtype) / self.options.k
+        return {DISAGREEMENT: torch.where(vote.defined, 1 - share, torch.inf)}
 
     def votes(self, x: Float[Tensor, "n c h w"]) -> tuple[Bool[Tensor, " n"], Vote]:
         """Which images are projected, that is answered by the bank, and how the bank voted on all of them."""
@@ -136,7 +152,8 @@ class LesciDefense(api.Defense):
     """  # fmt: skip
 
     name = "lesci"
-    unfitted = ("threshold", "scale", "surrogate", "sharpness", "memory")
+    version = 2  # with its disagreement as evidence
+    unfitted = ("k", "threshold", "scale", "surrogate", "sharpness", "memory")
 
     class Options(api.Options):
         layer: str | None = Field(
@@ -169,11 +186,11 @@ class LesciDefense(api.Defense):
         """Fills the bank from the calibration images.
 
         Holds the codes (n, rank), with output ``exemplar`` all activations (n, m) as well. Raises ContractError for a
-        layer that does not exist, a class without a correctly classified image, fewer entries than ``k``, and a
-        ``rank`` above the number of features or of entries.
+        layer that does not exist, a class without a correctly classified image, and a ``rank`` above the number of
+        features or of entries; :meth:`build` for fewer entries than ``k``.
         """
         return fit(
-            model, calibration, self.options.layer, self.options.rank, self.options.k,
+            model, calibration, self.options.layer, self.options.rank,
             keep_activations=self.options.output == "exemplar",
         ).tensors()  # fmt: skip
 

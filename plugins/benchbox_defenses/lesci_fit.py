@@ -35,9 +35,7 @@ class Fitted:
         return {part.name: getattr(self, part.name) for part in fields(self)}
 
 
-def fit(
-    model: nn.Module, calibration: api.Examples, layer: str | None, rank: int, k: int, keep_activations: bool
-) -> Fitted:
+def fit(model: nn.Module, calibration: api.Examples, layer: str | None, rank: int, keep_activations: bool) -> Fitted:
     """Read the activations at ``layer``, image by image correct, and compress them.
 
     Passes over the calibration images: one for the verdicts, two for the components (ten above
@@ -50,7 +48,7 @@ def fit(
         _check_classes(correct.labels, calibration.labels, num_classes)
         sample = correct.images[:1]
         activation = read_pass(model, place, sample)[0]
-        _check_sizes(len(correct), activation[0].numel(), place, rank, k)
+        _check_rank(len(correct), activation[0].numel(), place, rank)
 
         def blocks() -> Iterator[Tensor]:
             for images in torch.split(correct.images, BATCH):
@@ -89,12 +87,7 @@ def _check_classes(correct: Tensor, labels: Tensor, num_classes: int) -> None:
         )
 
 
-def _check_sizes(entries: int, features: int, place: Place, rank: int, k: int) -> None:
-    if entries < k:
-        raise api.ContractError(
-            f"lesci: the bank has {entries} entries (correctly classified calibration images), fewer than k = {k}: "
-            "lower k or give more calibration images"
-        )
+def _check_rank(entries: int, features: int, place: Place, rank: int) -> None:
     if rank > features:
         raise api.ContractError(
             f"lesci: rank {rank} is more than the {features} features of {place}: choose at most {features}"

@@ -15,6 +15,7 @@ def benchbox_reports() -> list[type[Report]]:
     from benchbox_reports.accuracy_curves import AccuracyCurves
     from benchbox_reports.attributions import Attributions
     from benchbox_reports.heat_map import HeatMap
+    from benchbox_reports.lesci_sweep import LesciSweep
     from benchbox_reports.model_table import ModelTable
     from benchbox_reports.neurons import Neurons
     from benchbox_reports.nips_2018_score import NIPS2018Scores
@@ -25,6 +26,6 @@ def benchbox_reports() -> list[type[Report]]:
     from benchbox_reports.transfer_matrix import TransferMatrix
 
     return [
-        AccuracyCurves, Attributions, HeatMap, ModelTable, NIPS2018Scores, Neurons, NoiseScores, Sweeps,
+        AccuracyCurves, Attributions, HeatMap, LesciSweep, ModelTable, NIPS2018Scores, Neurons, NoiseScores, Sweeps,
         SynapticScores, SynapticTrainings, TransferMatrix,
     ]  # fmt: skip

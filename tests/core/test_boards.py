@@ -141,9 +141,10 @@ class TestAttackers:
         assert line.rank == 1
         assert line.attacker == "black-box only"
 
+    @pytest.mark.parametrize("name", ["incomplete-optimisation", "stochastic-without-eot", "transfer-failure"])
     @pytest.mark.parametrize(("strong", "rank"), [("1" * 6 + "0000", 1), ("1" * 9 + "0", None)])
-    def test_a_weak_attack_is_no_doubt_beside_one_that_breaks_as_much(self, board, strong, rank):
-        flag = Flag("incomplete-optimisation", "its steps are too short", "more steps")
+    def test_a_weak_attack_is_no_doubt_beside_one_that_breaks_as_much(self, board, strong, rank, name):
+        flag = Flag(name, "its steps are too short", "more steps")
         rows = [
             made_row(clean="1" * 10, robust="1" * 7 + "000", attack="mi-fgsm", flags=[flag]),
             made_row(clean="1" * 10, robust=strong, attack="apgd"),

@@ -85,6 +85,33 @@ def test_the_batch_size_is_in_the_key_only_where_it_can_matter(grid_file: GridFi
     assert sizes == {None: None, "toy-jitter": 5}
 
 
+def test_a_gradient_is_averaged_over_draws_only_where_there_are_any(tmp_path: Path) -> None:
+    path = tmp_path / "grid.toml"
+    path.write_text("""
+        name = "draws"
+        access = ["adaptive", "oblivious"]
+        dataset.name = "digits"
+        model = [{ name = "digits-cnn", weights = "standard" }]
+        defense = [{ name = "none" }, { name = "attribution-mask" }, { name = "pixel-deflection" }]
+        threat = [{ norm = "linf", eps = 0.1 }]
+        attack = [{ name = "pgd", eot_samples = 7 }, { name = "pgd" }]
+    """)
+
+    found = [
+        (cell.defense and cell.defense.name, cell.access, cell.attack.options["eot_samples"])
+        for cell in plan_of(path, Registry.discover()).cells if cell.attack
+    ]  # fmt: skip
+
+    assert found == [
+        (None, None, 1),
+        ("attribution-mask", "adaptive", 1),
+        ("attribution-mask", "oblivious", 1),
+        ("pixel-deflection", "adaptive", 7),
+        ("pixel-deflection", "oblivious", 1),
+        ("pixel-deflection", "adaptive", 1),
+    ]
+
+
 def test_equal_work_is_one_cell(grid_file: GridFile, toys: Registry) -> None:
     path = grid_file('[[attack]]\nname = "toy-attack"\nhow = "honest"')  # the default, spelt out
 

@@ -47,6 +47,7 @@ DETECTORS = [
     pytest.param((AttributionEnsemble, {"eps": 0.2}), id="forest"),
     pytest.param((AttributionEnsemble, {"eps": 0.2, "combine": "logistic-regression"}), id="logistic-regression"),
 ]
+BINARY = {"transform": "bit-depth", "bits": 1, "measure": "spearman"}
 NAMES = ["std", "gini", "l1", "excess-kurtosis"]
 
 
@@ -198,6 +199,7 @@ def test_new_clean_images_are_refused_about_as_often_as_stated(
         ((AttributionAnomaly, {}), "pgd", 0.95),
         ((AttributionAnomaly, {"attribution": {"method": "saliency"}}), "pgd", 0.6),  # blind to black becoming grey
         ((AttributionConsistency, {}), "nearest", 0.75),  # at the boundary JPEG turns predictions; far beyond it not
+        ((AttributionConsistency, BINARY), "pgd", 0.7),  # strokes are nearly binary, and remain so
         ((AttributionEnsemble, {"eps": 0.15}), "pgd", 0.95),
     ],
 )

@@ -228,6 +228,21 @@ def test_a_share_that_equals_the_threshold_projects(trained_digits: TrainedDigit
             assert torch.equal(projected, vote.count >= enough)
 
 
+@pytest.mark.parametrize("threshold", [0.0, 0.7, 1.0])
+def test_the_evidence_says_what_is_projected_and_refuses_nothing(
+    trained_digits: TrainedDigits, threshold: float
+) -> None:
+    protected = protect(trained_digits.model, trained_digits.calibration, k=10, rank=8, threshold=threshold)
+    noise = torch.rand(200, 1, 8, 8, generator=generator(10))
+
+    evidence = protected.evidence(noise)
+
+    projected, vote = protected.votes(noise)
+    assert evidence["disagreement"].tolist() == pytest.approx((1 - vote.count / 10).tolist())
+    assert torch.equal(evidence["disagreement"] <= 1 - threshold + 1e-6, projected)
+    assert not protected.rejects(evidence).any()
+
+
 @pytest.mark.parametrize("options", [{"threshold": 0.0}, {"k": 1, "threshold": 1.0}])
 def test_without_a_threshold_or_with_one_neighbour_everything_is_projected(
     trained_digits: TrainedDigits, options: dict[str, Any]
@@ -263,6 +278,7 @@ def test_an_activation_without_direction_is_left_to_the_model() -> None:
     surrogate = protected.surrogate()(black)
 
     assert not protected.votes(black)[0].any()
+    assert protected.evidence(black)["disagreement"].tolist() == [torch.inf]
     torch.testing.assert_close(protected(black.detach()), model(black.detach()))
     assert torch.autograd.grad(surrogate.sum(), black)[0].isfinite().all()
 
