@@ -103,8 +103,16 @@ def layer_scores(results: Results, field: str) -> dict[str, float]:
 
 
 def fragile_layers(scores: Mapping[str, float], tolerance: float) -> list[str]:
-    """The layers below -``tolerance``; where there is none, the one with the lowest score."""
+    """The layers below -``tolerance``; where there is none, the one with the lowest score.
+
+    Raises BenchboxError where all are below it, so that nothing would be left to train.
+    """
     fragile = [layer for layer, score in scores.items() if score < -tolerance]
+    if len(fragile) == len(scores):
+        raise BenchboxError(
+            f"all layers are fragile, the least of them with {max(scores.values()):+.3f}: freezing them leaves nothing "
+            f"to train. Raise --tolerance ({tolerance:g})"
+        )
     return fragile or [min(scores, key=lambda layer: scores[layer])]
 
 
@@ -184,11 +192,11 @@ def main(words: Sequence[str] | None = None) -> int:
     registry = Registry.discover()
     scored = evaluate(arguments, [arguments.weights], FILTERS, settings, registry)
     scores = layer_scores(scored, arguments.score)
+    click.echo("\n".join(f"S {arguments.score} of {layer}: {score:+.3f}" for layer, score in scores.items()))
     layers = fragile_layers(scores, arguments.tolerance)
     network = registry.create("model", arguments.model, {"weights": arguments.weights}).load(arguments.data_dir)
     count = sum(part.numel() for layer in layers for part in network.get_submodule(layer).parameters())
     total = sum(part.numel() for part in network.parameters())
-    click.echo("\n".join(f"S {arguments.score} of {layer}: {score:+.3f}" for layer, score in scores.items()))
     if min(scores.values()) >= -arguments.tolerance:
         click.echo("no layer is fragile: the one with the lowest score stands in")
     click.echo(f"frozen: {', '.join(layers)}: {count:,} of {total:,} parameters")
@@ -200,4 +208,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except BenchboxError as error:
+        sys.exit(str(error))

@@ -117,7 +117,10 @@ def test_a_wrong_recipe_names_the_place(recipe: Callable[..., Path], replace: Ma
             {'"digits-cnn"': '"resnet18"\nin_channels = 1\nmean = [0]\nstd = [1]\nnum_classes = 7'},
             r"tiny.toml:model: gives outputs of shape \(7,\) and the data set has 10 classes. Set the model",
         ),
-        ({"epochs = 2": "epochs = 2\nexamples = 5000"}, r"tiny.toml:examples: the train split has .* Set examples to \d+"),
+        (
+            {"epochs = 2": "epochs = 2\nexamples = 5000"},
+            r"tiny.toml:examples: the train split has .* Set examples to \d+",
+        ),
         ({'"adam"': '"sgd"', "lr = 0.005": "lr = 1e30"}, "tiny.toml:optimiser.lr: the training loss became .*Lower lr"),
     ],
 )
