@@ -113,7 +113,8 @@ def evaluate(stage: Stage, cell: Cell, probes: tuple[Component, ...] = ()) -> Ou
 
 def _doubts(stage: Stage, cell: Cell, attempt: Attempt, record: Record) -> list[Flag]:
     """What speaks against the verdict, seen from its end."""
-    found = []
+    outside = checks.outside_range(attempt.found.adversarial)
+    found = [outside] if outside else []
     if record.robust.any():  # where everything was broken, vanishing gradients did not help
         found += attempt.vanishing
         found += _weaknesses(stage, cell, attempt, record)
@@ -331,8 +332,8 @@ def _verify(stage: Stage, cell: Cell, index: Tensor, found: Search) -> tuple[Rec
     handed_out, claimed = found.adversarial.float(), found.claimed
     if not len(index):
         return _record(stage, index, {}, {}), stage.examples.images
-    check_range(name, handed_out)
     plugin = stage.registry.get("attack", name).plugin
+    check_range(name, handed_out, plugin.in_range)
     one_set = stage.fixed.get(cell.intact.key) if cell.fixed else None
     reached = {norm: far[index] for norm, far in one_set.reached.items()} if one_set else distances(clean, handed_out)
     limit = allowance(threat, stage.examples.images[0].numel())
