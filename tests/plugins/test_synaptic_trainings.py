@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ from benchbox.results import Results, Row
 from made_rows import made_row, part
 
 
-def rows_of(weights: str, slope: float) -> list[Row]:
+def rows_of(weights: str, slope: float, arch: str) -> list[Row]:
     """A network whose clean accuracy falls by ``slope`` times the share removed: S clean is (1 - slope) / 2."""
-    model = part("model", "cnn", weights=weights)
+    model = part("model", "cnn", weights=weights, arch=arch, mean=[0.5], init_seed=0)
     rows = [made_row(clean=verdicts(1.0), robust=verdicts(0.5), model=model)]
     for threshold in THRESHOLDS:
         perturbation = part(
@@ -27,8 +28,8 @@ def rows_of(weights: str, slope: float) -> list[Row]:
     return rows
 
 
-def results(slopes: dict[str, float]) -> Results:
-    rows = [row for weights, slope in slopes.items() for row in rows_of(weights, slope)]
+def results(slopes: dict[str, float], arch: Callable[[str], str] = lambda weights: "net") -> Results:
+    rows = [row for weights, slope in slopes.items() for row in rows_of(weights, slope, arch(weights))]
     kept = {0: 1.0} | dict(enumerate((1 - threshold for threshold in THRESHOLDS), start=1))
     nonzero = {
         row.key: NONZERO | {"conv1": round(NONZERO["conv1"] * kept[place % 6])} for place, row in enumerate(rows)
@@ -61,6 +62,18 @@ def test_epochs_are_columns_in_order_and_initialisations_are_averaged(tmp_path: 
         ["conv1", "+0.400 ± 0.141 A", "+0.050 ± 0.071 R"],  # (0.5 + 0.3) / 2 and (0.0 + 0.1) / 2
     ]
     assert "Attacked within L∞ ε = 0.1" in text
+
+
+def test_networks_are_kept_apart(tmp_path: Path) -> None:
+    kept = {f"runs/{name}-epoch-{epoch}.safetensors": slope
+            for name, slope in (("a", 0.0), ("b", 1.0)) for epoch in (1, 2)}  # fmt: skip
+
+    found = render(results(kept, arch=lambda weights: f"net-{weights[5]}"), tmp_path)
+
+    pages = [path for path in found if path.suffix == ".md"]
+    titles = [page.read_text().splitlines()[0].split(": ")[1] for page in pages]
+    assert [title.split(" · ")[0] for title in titles] == ["cnn (net-a)", "cnn (net-b)"]
+    assert [table(page.read_text())[1][1] for page in pages] == ["+0.500 A", "+0.000 R"]
 
 
 def test_models_that_are_no_epochs_stand_side_by_side_without_a_figure(tmp_path: Path) -> None:
