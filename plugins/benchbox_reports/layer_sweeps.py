@@ -89,7 +89,7 @@ def _study(results: Results, group: Sequence[System], intact: System, labels: La
         model=names.model,
         network=_network(group[0].cell.model),
         weights=weights if isinstance(weights, str) else None,
-        filter=names.perturbation + extra,
+        filter=names.perturbation + extra + (f", {names.access}" if names.access else ""),
         attacks=tuple(labels.attack(row.cell) for row in group[0].attacked if attack_id(row.cell) in shared),
         layers={name: _sweep(results, name, lines[name], intact, shared, counted) for name in order},
         examples=group[0].cell.examples,

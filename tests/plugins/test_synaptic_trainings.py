@@ -11,6 +11,9 @@ from test_synaptic_report import NONZERO, THRESHOLDS, Counted, verdicts
 
 from benchbox.registry import Registry
 from benchbox.results import Results, Row
+from benchbox_reports.synaptic_scores import Scores
+from benchbox_reports.trainings import Training
+from benchbox_reports.trainings_figure import draw
 from made_rows import made_row, part
 
 
@@ -89,3 +92,21 @@ def test_models_that_are_no_epochs_stand_side_by_side_without_a_figure(tmp_path:
 @pytest.mark.parametrize("slopes", [{}, {"standard": 1.0}])
 def test_there_is_nothing_to_compare_with_one_model(tmp_path: Path, slopes: dict[str, float]) -> None:
     assert render(results(slopes), tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("count", "labels", "heights"),
+    [(3, ["a", "b", "c"], [[0.1, 0.2]] * 3), (8, ["epoch 1", "epoch 2"], [[0.1] * 8, [0.2] * 8])],
+)
+def test_more_layers_than_colours_are_an_axis(count: int, labels: list[str], heights: list[list[float]]) -> None:
+    columns = {
+        f"epoch {epoch}": [
+            {layer: Scores(epoch / 10, None, None, None, 0.5, "simpson") for layer in "abcdefgh"[:count]}
+        ]
+        for epoch in (1, 2)
+    }
+
+    (panel,) = draw(Training("t", columns, epochs=True), "").axes
+
+    assert panel.get_legend_handles_labels()[1] == labels
+    assert [list(bars.lines[0].get_ydata()) for bars in panel.containers] == heights
