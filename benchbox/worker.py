@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ from benchbox.domain import (
 )
 from benchbox.engine import Search, Task, search_on_copy
 from benchbox.errors import BenchboxError, ContractError
-from benchbox.examples import save_examples
+from benchbox.examples import examples_path, save_examples
 from benchbox.identity import derive_seed
 from benchbox.registry import Registry
 from benchbox.stage import Attempt, FixedSet, Stage, create, guides, prepare, verdicts
@@ -332,12 +333,12 @@ def _verify(stage: Stage, cell: Cell, index: Tensor, found: Search) -> tuple[Rec
     handed_out, claimed = found.adversarial.float(), found.claimed
     if not len(index):
         return _record(stage, index, {}, {}), stage.examples.images
-    plugin = stage.registry.get("attack", name).plugin
-    check_range(name, handed_out, plugin.in_range)
+    attack: api.Attack = create(stage.registry, cell.attack)  # type: ignore[arg-type]
+    check_range(name, handed_out, attack.in_range)
     one_set = stage.fixed.get(cell.intact.key) if cell.fixed else None
     reached = {norm: far[index] for norm, far in one_set.reached.items()} if one_set else distances(clean, handed_out)
     limit = allowance(threat, stage.examples.images[0].numel())
-    if issubclass(plugin, api.MinimumNormAttack):
+    if isinstance(attack, api.MinimumNormAttack):
         near = reached[threat.norm] <= limit
         handed_out = torch.where(near[:, None, None, None], handed_out, clean)
         claimed = claimed & near
@@ -353,7 +354,7 @@ def _verify(stage: Stage, cell: Cell, index: Tensor, found: Search) -> tuple[Rec
     adversarial[index] = handed_out
     stage.reseed("verdict", cell.identity())
     whole = None
-    if one_set and stage.judged and not issubclass(plugin, api.MinimumNormAttack):
+    if one_set and stage.judged and not isinstance(attack, api.MinimumNormAttack):
         everything = api.Examples(one_set.attempt.found.adversarial.float(), stage.examples.labels)
         whole = stage.judged(cell.intact.key, everything)
     answer = whole.take(index) if whole else verdicts(stage, api.Examples(handed_out, stage.examples.labels[index]))
@@ -412,13 +413,32 @@ def _keep(stage: Stage, cell: Cell, record: Record, adversarial: Tensor) -> tupl
     if folder is None or not record.attacked.any():
         return None, None
     index = record.attacked.nonzero()[0]
+    one_set = _one_set(stage, cell)
     try:
+        if one_set:
+            return _keep_set(one_set, folder, cell.intact.key), None
         return save_examples(folder, cell.key, index, adversarial.numpy()[index]), None
     except OSError as error:
         return None, Flag(
             "examples-not-kept", f"the adversarial examples could not be written: {error.strerror or error}",
             "free space or choose another output folder, and run the cell again to verify it later",
         )  # fmt: skip
+
+
+def _one_set(stage: Stage, cell: Cell) -> FixedSet | None:
+    """The fixed set that ``cell`` hands out as it is; what a minimum-norm attack hands out depends on the radius."""
+    if not cell.fixed or cell.attack is None:
+        return None
+    minimum = issubclass(stage.registry.get("attack", cell.attack.name).plugin, api.MinimumNormAttack)
+    return None if minimum else stage.fixed.get(cell.intact.key)
+
+
+def _keep_set(one_set: FixedSet, folder: Path, key: str) -> str:
+    """Write a fixed set once for all its cells; its SHA-256. Raises OSError when the disk refuses."""
+    if folder not in one_set.kept or not examples_path(folder, key, one_set.kept[folder]).is_file():
+        adversarial = one_set.attempt.found.adversarial.float().numpy()
+        one_set.kept[folder] = save_examples(folder, key, np.arange(len(adversarial)), adversarial)
+    return one_set.kept[folder]
 
 
 def _measure(stage: Stage, cell: Cell, component: Component, adversarial: Tensor) -> list[Measurement]:
