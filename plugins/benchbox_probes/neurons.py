@@ -35,7 +35,8 @@ def groups_of(pairs: Tensor, broken: Tensor, classes: Tensor | None = None) -> d
 
     All bool (n,); the halves are the inputs of even and of odd number.
     """
-    each = {} if classes is None else {f"class.{int(label)}": pairs & (classes == label) for label in classes.unique()}
+    found = [] if classes is None else sorted(set(classes.tolist()))
+    each = {f"class.{label}": pairs & (classes == label) for label in found}
     even = torch.arange(len(pairs), device=pairs.device) % 2 == 0
     return {
         "all": pairs, "broken": pairs & broken, "held": pairs & ~broken, "even": pairs & even, "odd": pairs & ~even,
