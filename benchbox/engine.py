@@ -16,6 +16,7 @@ from benchbox import watch
 from benchbox.api import Attack, AttackTarget, BudgetAttack, Ensemble, Examples, MinimumNormAttack, StepAttack
 from benchbox.batcher import Batcher, device_of, frozen
 from benchbox.batching import StepSearch
+from benchbox.certificate import NORMS, Certifier
 from benchbox.domain import Threat
 from benchbox.errors import ContractError
 from benchbox.identity import derive_seed
@@ -50,6 +51,7 @@ def search_on_copy(attack: Attack, task: Task, copy: nn.Module, batch_size: int)
     attack's short polish on the original, from the best points found.
     """
     original = task.target
+    task = replace(task, proven=_certificate(attack, task))
     if copy is original.model:
         return run_task(attack, task, batch_size)
     target = AttackTarget(copy, original.num_classes, original.rejects, original.guides)
@@ -64,6 +66,16 @@ def search_on_copy(attack: Attack, task: Task, copy: nn.Module, batch_size: int)
         whole = whole[left[whole] > 0]
     rest = replace(task, start=found.adversarial, max_passes=left).part(whole)
     return found.then(whole, run_task(polish, rest, batch_size), keep_points=True)
+
+
+def _certificate(attack: Attack, task: Task) -> Confirm | None:
+    """What proves examples of ``task`` robust, where ``attack`` asks for it and its target is all there is to fool."""
+    target, threat = task.target, task.threat
+    asked = isinstance(attack, Ensemble) and attack.certifies and len(task.examples) > 0
+    if not asked or target.rejects or task.confirm or threat.targeted or threat.norm not in NORMS:
+        return None
+    certifier = Certifier(target.model, task.examples.images.shape[1:])
+    return functools.partial(certifier.certified, threat=threat) if certifier.possible else None
 
 
 def run_task(attack: Attack, task: Task, batch_size: int) -> Search:
@@ -90,12 +102,15 @@ def _one_after_another(ensemble: Ensemble, task: Task, batch_size: int) -> Searc
     """Each member on what withstood those before; the point of the first member is what a whole example keeps."""
     found = Search.nothing(task.examples.images, batch_size)
     breaks: list[int] = []
+    proven = torch.zeros(len(task.examples), dtype=torch.bool)
     for number, member in enumerate(ensemble.members(task.threat.norm)):
         if isinstance(member, MinimumNormAttack) and not isinstance(member, StepAttack):
             raise ContractError(
                 f"{ensemble.name}: member {member.name!r} looks for minimum norms and knows no budget; run it by itself"
             )
-        whole = (~found.broken).nonzero()[:, 0]
+        if number == 1 and task.proven:  # the first member has made the points that whole examples keep
+            proven = _proven(task, task.proven, ~found.broken)
+        whole = (~found.broken & ~proven).nonzero()[:, 0]
         left = None if task.max_passes is None else task.max_passes - found.spent
         if left is not None:
             whole = whole[left[whole] > 0]
@@ -106,6 +121,13 @@ def _one_after_another(ensemble: Ensemble, task: Task, batch_size: int) -> Searc
     if task.on_progress:
         task.on_progress(len(task.examples))
     return replace(found, breaks=tuple(breaks))
+
+
+def _proven(task: Task, proven: Confirm, whole: Tensor) -> Tensor:
+    """Which of the ``whole`` examples need no further search, bool (n,)."""
+    certain = torch.zeros_like(whole)
+    certain[whole] = proven(task.examples.images[whole], task.examples.labels[whole])
+    return certain
 
 
 def _whole(attack: BudgetAttack | MinimumNormAttack, task: Task, batcher: Batcher) -> Search:

@@ -18,7 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from benchbox.domain import Precision
 
-__all__ = ["fast_dtype", "foldable", "lower_precision", "search_copy"]
+__all__ = ["fast_dtype", "foldable", "lower_precision", "quick_input_gradients", "search_copy"]
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.1}
 """How far logits of the copy may be off, as a share of the model's largest logit; a copy beyond is not used."""
@@ -39,7 +39,7 @@ def search_copy(model: nn.Module, images: Tensor, precision: Precision) -> nn.Mo
     try:
         fast = copy.deepcopy(model).eval()
         fast = _folded(fast)
-        _few_channels_by_matrix_product(fast, images.device)
+        quick_input_gradients(fast, images.device)
         fast = fast.to(dtype)
         if dtype != torch.float32 or images.device.type != "cpu" or images.shape[1] <= FEW_CHANNELS:
             fast = fast.to(memory_format=torch.channels_last)
@@ -130,7 +130,8 @@ def foldable(traced: fx.GraphModule, parts: dict[str, nn.Module]) -> Iterator[tu
 # ------------------------------------------------------------------------------------------------ first layers
 
 
-def _few_channels_by_matrix_product(model: nn.Module, device: torch.device) -> None:
+def quick_input_gradients(model: nn.Module, device: torch.device) -> None:
+    """Replace, in place, the convolutions of ``model`` whose input gradient is quicker as a matrix product."""
     if device.type != "cpu":
         return
     for part in list(model.modules()):

@@ -29,6 +29,7 @@ class Task:
     ``exact`` is given where ``target`` is a faster copy of what the attack is about: a claim that the original does not
     hold up is none. ``confirm`` is given where ``target`` stands in for the protected model: a row of a
     :class:`StepAttack` whose break it does not confirm goes on until its budget is spent; the claim is kept.
+    ``proven(x, y)`` says which examples withstand every attack for certain: an ensemble's later members leave them out.
     ``start`` (n, c, h, w), inside the ball, is where the first try begins, for attacks that can.
     ``max_passes`` (n,) caps what each example may cost, in forwards + backwards; it ends rows of step attacks.
     """
@@ -40,6 +41,7 @@ class Task:
     seed: int
     exact: Confirm | None = None
     confirm: Confirm | None = None
+    proven: Confirm | None = None
     start: Tensor | None = None
     max_passes: Tensor | None = None
     on_progress: Progress | None = None

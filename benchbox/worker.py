@@ -1,7 +1,8 @@
 """The worker: a job in, one outcome per cell out. Load, perturb, protect, attack, verify, record; nothing else.
 
 Everything that cells share (the protected model, its clean verdicts) is made once, in ``benchbox.stage``, and what
-models share that differ in their weights alone in ``benchbox.variants``.
+models share that differ in their weights alone in ``benchbox.variants``. The attack is in ``benchbox.attempts``, the
+record of what it led to in ``benchbox.verdict``.
 """
 
 from __future__ import annotations
@@ -10,16 +11,15 @@ import functools
 import math
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from benchbox import api, checks, indicators, runtime
-from benchbox.budget import allowance, check_range, distances
+from benchbox import api, attempts, checks, indicators, runtime
 from benchbox.domain import (
     BLIND,
     Array,
@@ -32,16 +32,15 @@ from benchbox.domain import (
     Measurement,
     Outcome,
     Record,
-    Threat,
 )
-from benchbox.engine import Search, Task, search_on_copy
-from benchbox.errors import BenchboxError, ContractError
+from benchbox.engine import Search
+from benchbox.errors import BenchboxError
 from benchbox.examples import examples_path, save_examples
 from benchbox.identity import derive_seed
 from benchbox.registry import Registry
-from benchbox.stage import Attempt, FixedSet, Stage, create, guides, prepare, verdicts
-from benchbox.streams import RowRandom
+from benchbox.stage import Attempt, FixedSet, Stage, create, prepare
 from benchbox.variants import stages
+from benchbox.verdict import clean_record, verify
 
 
 def run_job(job: Job, registry: Registry | None = None) -> Iterator[Outcome]:
@@ -86,13 +85,13 @@ def evaluate(stage: Stage, cell: Cell, probes: tuple[Component, ...] = ()) -> Ou
         stage.batcher.size, stage.batcher.halvings = stage.execution.batch_size, 0
     flags = list(stage.flags)
     if cell.attack is None or cell.threat is None:
-        record = _clean_record(stage)
+        record = clean_record(stage)
         adversarial = stage.examples.images
     else:
-        index = _attackable(stage)
-        with runtime.global_seed(_attack_seed(cell)):
-            attempt = _attack(stage, cell, index)
-        record, adversarial = _verify(stage, cell, index, attempt.found)
+        index = attempts.attackable(stage)
+        with runtime.global_seed(attempts.seed(cell)):
+            attempt = attempts.make(stage, cell, index)
+        record, adversarial = verify(stage, cell, index, attempt.found)
         flags += [*attempt.flags, *_doubts(stage, cell, attempt, record)]
     sha256, trouble = _keep(stage, cell, record, adversarial)
     flags += [trouble] if trouble else []
@@ -130,7 +129,7 @@ def _doubts(stage: Stage, cell: Cell, attempt: Attempt, record: Record) -> list[
 def _weaknesses(stage: Stage, cell: Cell, attempt: Attempt, record: Record) -> list[Flag]:
     """Signs that the attack could have done better on what withstood it (Indicators of Attack Failure)."""
     attack: api.Attack = create(stage.registry, cell.attack)  # type: ignore[arg-type]
-    search, withstood = attempt.found, torch.from_numpy(record.attacked & ~record.success)[_attackable(stage)]
+    search, withstood = attempt.found, torch.from_numpy(record.attacked & ~record.success)[attempts.attackable(stage)]
     found = []
     if search.met is not None and cell.access not in BLIND and not attempt.stood_in:
         found.append(indicators.silent_success(search.met, search.claimed))
@@ -157,254 +156,10 @@ def _unconstrained(stage: Stage, cell: Cell, attack: api.Attack, found: Search) 
     free = replace(threat, eps=indicators.unlimited(threat.norm, stage.examples.images[0].numel()))
     cell = replace(cell, threat=free)
     if cell.key not in stage.searches:
-        sample = _attackable(stage)[: checks.PROBED]
-        with runtime.global_seed(_attack_seed(cell)):
-            stage.searches[cell.key] = _search(stage, cell, attack, free, sample)
+        sample = attempts.attackable(stage)[: checks.PROBED]
+        with runtime.global_seed(attempts.seed(cell)):
+            stage.searches[cell.key] = attempts.search(stage, cell, attack, free, sample)
     return indicators.unconstrained_failure(stage.searches[cell.key].found.claimed)
-
-
-def _attackable(stage: Stage) -> Tensor:
-    """The positions, int64, of the examples that are classified correctly and accepted."""
-    return ((stage.clean.prediction == stage.examples.labels) & ~stage.clean.rejected).nonzero()[:, 0]
-
-
-def _attack_seed(cell: Cell) -> int:
-    """The seed of the attack's streams: of the whole key, but for how far and how precisely it searches.
-
-    All eps of a minimum-norm attack's cells share one seed, too, and all perturbed versions that meet a fixed set.
-    """
-    own = cell.intact if cell.fixed else cell
-    return derive_seed("attack", replace(own, precision="float32", max_passes=None).identity())
-
-
-def _attack(stage: Stage, cell: Cell, index: Tensor) -> Attempt:
-    """Let the attack search from the examples at ``index``; one search serves all radii of a minimum-norm attack."""
-    attack: api.Attack = create(stage.registry, cell.attack)  # type: ignore[arg-type]
-    threat = cell.threat
-    if threat is None:
-        raise ContractError("an attack needs a threat")
-    if cell.fixed:
-        return _fixed(stage, cell, attack, threat, index)
-    if threat.curve and not cell.source:  # what is transferred never sees a break, so it is searched radius by radius
-        return _curve(stage, cell, attack, threat, index)
-    if not isinstance(attack, api.MinimumNormAttack):
-        return _search(stage, cell, attack, threat, index)
-    cell = replace(cell, threat=replace(threat, eps=0.0))
-    if cell.key not in stage.searches:
-        stage.searches[cell.key] = _search(stage, cell, attack, replace(threat, eps=math.inf), index)
-    return stage.searches[cell.key]
-
-
-def _fixed(stage: Stage, cell: Cell, attack: api.Attack, threat: Threat, index: Tensor) -> Attempt:
-    """Of the set that was made on the intact model what meets this one: made once, from all inputs with their true
-    labels, whether the intact model classifies them correctly or not."""
-    intact, images = cell.intact, stage.examples.images
-    if intact.key not in stage.fixed:
-        unlimited = isinstance(attack, api.MinimumNormAttack)
-        wanted = replace(threat, eps=math.inf) if unlimited else threat
-        attempt = _search(stage, intact, attack, wanted, torch.arange(len(images)))
-        stage.fixed[intact.key] = FixedSet(attempt, distances(images, attempt.found.adversarial.float()))
-    attempt = stage.fixed[intact.key].attempt
-    return replace(attempt, found=attempt.found.take(index))
-
-
-def _curve(stage: Stage, cell: Cell, attack: api.Attack, threat: Threat, index: Tensor) -> Attempt:
-    """The search at one radius of a security curve, which goes from the largest radius down.
-
-    What withstood a radius withstands the smaller ones, which lie inside it, and is not searched again. What broke is
-    searched at the next radius from where its perturbation, shortened, ends; if that was short enough already it is the
-    answer. So an example costs a whole search once, at the largest radius that it withstands.
-    """
-    if cell.key in stage.searches:
-        return stage.searches[cell.key]
-    larger = [radius for radius in threat.curve if radius > threat.eps]
-    if not larger:
-        attempt = _search(stage, cell, attack, threat, index)
-    else:
-        wider = replace(threat, eps=larger[0])
-        before = _curve(stage, replace(cell, threat=wider), attack, wider, index).found
-        attempt = _narrowed(stage, cell, attack, threat, index, before, threat.eps / wider.eps)
-    stage.searches[cell.key] = attempt
-    return attempt
-
-
-def _narrowed(
-    stage: Stage, cell: Cell, attack: api.Attack, threat: Threat, index: Tensor, before: Search, share: float
-) -> Attempt:
-    """The search at a radius that is ``share`` of the one at which ``before`` was found."""
-    images = stage.examples.images[index]
-    short = distances(images, before.adversarial)[threat.norm] <= allowance(threat, images[0].numel())
-    near = before.broken & short
-    again = (before.broken & ~near).nonzero()[:, 0]
-    start = torch.lerp(images, before.adversarial, share) if threat.norm != "l0" else images
-    attempt = _search(stage, cell, attack, threat, index[again], start[again])
-    points = torch.where(near[:, None, None, None], before.adversarial, images)
-    kept = replace(Search.nothing(points, stage.execution.batch_size), claimed=near, broken=near)
-    return replace(attempt, found=kept.then(again, attempt.found, keep_points=False))
-
-
-def _search(
-    stage: Stage, cell: Cell, attack: api.Attack, threat: Threat, index: Tensor, start: Tensor | None = None
-) -> Attempt:
-    adaptive = cell.access not in BLIND
-    surrogate = _attacked_module(stage, cell)
-    stood_in = adaptive and (surrogate is not stage.protected or stage.stochastic)
-    met = surrogate.to(stage.execution.device).eval()
-    target = api.AttackTarget(
-        met, stage.dataset.num_classes, adaptive and bool(stage.defense and stage.defense.detects)
-    )
-    if attack.needs_guides:
-        target.guides = guides(stage, target, cell)
-    vanishing = _gradient_flags(stage, target, index, cell) if attack.needs == "gradients" else []
-    stage.reseed("search", cell.identity())
-    examples = api.Examples(stage.examples.images[index], _aims(stage, cell, index))
-    task = Task(
-        target, examples, index, threat, _attack_seed(cell),
-        confirm=functools.partial(_confirm, stage, threat) if stood_in else _unseen if cell.source else None,
-        start=start,
-        max_passes=None if cell.max_passes is None else torch.full((len(index),), cell.max_passes),
-    )  # fmt: skip
-    copy = stage.fast(met, cell.precision) if attack.copies else met
-    found = search_on_copy(attack, task, copy, stage.execution.batch_size)
-    flags = checks.of_attack(attack, adaptive and stage.stochastic, stage.dataset.num_classes)
-    if found.halvings and (attack.batch_dependent or stage.stochastic):
-        flags.append(checks.batch_halved(stage.execution.batch_size, found.batch_size))
-    return Attempt(found, flags, vanishing, stood_in)
-
-
-def _attacked_module(stage: Stage, cell: Cell) -> nn.Module:
-    """The model that the attack of ``cell`` meets."""
-    if cell.source:
-        return stage.source(cell.source)
-    return stage.undefended if cell.access in BLIND else stage.protected.surrogate()
-
-
-def _unseen(images: Tensor, aims: Tensor) -> Tensor:
-    """No break is confirmed: who transfers an example cannot know when it is enough, and spends the whole budget."""
-    return torch.zeros_like(aims, dtype=torch.bool)
-
-
-def _gradient_flags(stage: Stage, target: api.AttackTarget, index: Tensor, cell: Cell) -> list[Flag]:
-    """Whether gradients vanish; looked at once for all attackers who meet the same model."""
-    met = stage.met(cell)
-    if met not in stage.gradient_flags and len(index):
-        sample, device = index[: min(checks.PROBED, stage.batcher.size)], stage.execution.device
-        images, labels = stage.examples.images[sample].to(device), stage.examples.labels[sample].to(device)
-        streams = RowRandom.of_examples(derive_seed("indicators"), sample.to(device))
-        stage.gradient_flags[met] = indicators.of_gradients(target, images, labels, streams, stage.stochastic)
-        target.forwards = target.backwards = 0
-    return stage.gradient_flags.get(met, [])
-
-
-def _aims(stage: Stage, cell: Cell, index: Tensor) -> Tensor:
-    """The labels that the attack gets: the true ones, or for a targeted threat a random other class per example."""
-    labels = stage.examples.labels[index]
-    if cell.threat is None or not cell.threat.targeted:
-        return labels
-    classes = stage.dataset.num_classes
-    if classes < 2:
-        raise ContractError("a targeted threat needs at least two classes")
-    streams = RowRandom.of_examples(derive_seed("target", cell.seed, cell.dataset.identity()), index)
-    return (labels + 1 + streams.integers(classes - 1, ())) % classes
-
-
-def _confirm(stage: Stage, threat: Threat, images: Tensor, aims: Tensor) -> Tensor:
-    """Whether the protected model itself accepts ``images`` and is fooled by them."""
-    with torch.no_grad():
-        logits = stage.protected(images)
-        evidence = stage.protected.evidence(images)
-    won = api.fooled(logits, aims, threat)
-    return won & ~stage.protected.rejects(evidence) if evidence else won
-
-
-def _verify(stage: Stage, cell: Cell, index: Tensor, found: Search) -> tuple[Record, Tensor]:
-    """Check what an attack handed out, classify it anew, and write down every example.
-
-    Raises ContractError when an input is not finite, outside [0, 1] or outside the budget; nothing is clipped.
-    """
-    clean = stage.examples.images[index]
-    name, threat = cell.attack.name, cell.threat  # type: ignore[union-attr]
-    if threat is None:
-        raise ContractError("an attack needs a threat")
-    if found.adversarial.shape != clean.shape:
-        raise ContractError(
-            f"attack {name!r} returned {tuple(found.adversarial.shape)} for inputs {tuple(clean.shape)}"
-        )
-    handed_out, claimed = found.adversarial.float(), found.claimed
-    if not len(index):
-        return _record(stage, index, {}, {}), stage.examples.images
-    attack: api.Attack = create(stage.registry, cell.attack)  # type: ignore[arg-type]
-    check_range(name, handed_out, attack.in_range)
-    one_set = stage.fixed.get(cell.intact.key) if cell.fixed else None
-    reached = {norm: far[index] for norm, far in one_set.reached.items()} if one_set else distances(clean, handed_out)
-    limit = allowance(threat, stage.examples.images[0].numel())
-    if isinstance(attack, api.MinimumNormAttack):
-        near = reached[threat.norm] <= limit
-        handed_out = torch.where(near[:, None, None, None], handed_out, clean)
-        claimed = claimed & near
-        reached = distances(clean, handed_out)
-    beyond = reached[threat.norm] > limit
-    if bool(beyond.any()):
-        worst = float(reached[threat.norm].max())
-        raise ContractError(
-            f"attack {name!r} left its budget on {int(beyond.sum())} of {len(index)} inputs: {threat.norm} distance "
-            f"{worst:.6g} > {threat.eps:.6g}; project onto the ball before returning"
-        )
-    adversarial = stage.examples.images.clone()
-    adversarial[index] = handed_out
-    stage.reseed("verdict", cell.identity())
-    whole = None
-    if one_set and stage.judged and not isinstance(attack, api.MinimumNormAttack):
-        everything = api.Examples(one_set.attempt.found.adversarial.float(), stage.examples.labels)
-        whole = stage.judged(cell.intact.key, everything)
-    answer = whole.take(index) if whole else verdicts(stage, api.Examples(handed_out, stage.examples.labels[index]))
-    aims = _aims(stage, cell, index)
-    won = (answer.prediction == aims) if threat.targeted else (answer.prediction != aims)
-    columns = {
-        "prediction": answer.prediction, "rejected": answer.rejected, "loss": answer.loss,
-        "claimed": claimed, "success": won & ~answer.rejected, **reached,
-        "forwards": found.forwards, "backwards": found.backwards, "seconds": found.seconds,
-    }  # fmt: skip
-    return _record(stage, index, columns, answer.evidence), adversarial
-
-
-def _clean_record(stage: Stage) -> Record:
-    return _record(stage, torch.empty(0, dtype=torch.int64), {}, {})
-
-
-def _record(
-    stage: Stage, index: Tensor, attacked: Mapping[str, Tensor], evidence: Mapping[str, Tensor]
-) -> Record:  # fmt: skip
-    """The record of all examples: those at ``index`` were attacked, the others carry their clean values."""
-    clean, count = stage.clean, len(stage.examples)
-    zero = torch.zeros(count)
-    columns = {
-        "prediction": clean.prediction, "rejected": clean.rejected, "loss": clean.loss,
-        "claimed": zero.bool(), "success": zero.bool(), "linf": zero, "l2": zero, "l1": zero, "l0": zero,
-        "forwards": zero, "backwards": zero, "seconds": zero,
-    }  # fmt: skip
-    merged: dict[str, Array] = {
-        name: _scatter(column, index, attacked[name]) if name in attacked else column.numpy().copy()
-        for name, column in columns.items()
-    }
-    mask = torch.zeros(count, dtype=torch.bool)
-    mask[index] = bool(attacked)
-    return Record(
-        label=stage.examples.labels.numpy(), clean_prediction=clean.prediction.numpy(),
-        clean_rejected=clean.rejected.numpy(), clean_loss=clean.loss.numpy(), attacked=mask.numpy(),
-        clean_evidence={name: score.numpy() for name, score in clean.evidence.items()},
-        evidence={
-            name: _scatter(score, index, evidence[name]) if name in evidence else score.numpy().copy()
-            for name, score in clean.evidence.items()
-        },
-        **merged,
-    )  # fmt: skip
-
-
-def _scatter(column: Tensor, index: Tensor, values: Tensor) -> Array:
-    merged = column.clone()
-    merged[index] = values.to(merged.dtype)
-    return merged.numpy()
 
 
 def _keep(stage: Stage, cell: Cell, record: Record, adversarial: Tensor) -> tuple[str | None, Flag | None]:
@@ -468,7 +223,7 @@ def reverify(cell: Cell, record: Record, index: Array, adversarial: Array, execu
         none = torch.zeros(len(index))
         claimed = torch.from_numpy(record.claimed[index])
         found = Search(images, claimed, claimed, none, none, none)
-        fresh, _ = _verify(stage, cell, positions, found)
+        fresh, _ = verify(stage, cell, positions, found)
     differences = []
     for name in ("label", "clean_prediction", "clean_rejected", "prediction", "rejected", "success"):
         stored, now = getattr(record, name), getattr(fresh, name)

@@ -135,3 +135,11 @@ def as_nobody() -> Iterator[None]:
         yield
     finally:
         os.seteuid(0)
+
+
+def only(outcomes: Sequence[Outcome]) -> Record:
+    """The record of the one outcome, which must have one."""
+    (outcome,) = outcomes
+    assert outcome.error is None, outcome.error
+    assert outcome.record is not None
+    return outcome.record

@@ -12,9 +12,14 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from benchbox.api import Dataset, Examples
+from benchbox.api import Dataset, Examples, Model
+from benchbox.boards import Board, boards_of
 from benchbox.config import Settings
+from benchbox.domain import Execution, Outcome
+from benchbox.grid import expand, load_grid
 from benchbox.registry import Registry
+from benchbox.rows import Row
+from made_rows import published
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +38,10 @@ class TrainedDigits:
     model: nn.Module
     calibration: Examples
     test: Examples
+
+    def correct(self, count: int) -> Examples:
+        """The first ``count`` test images that the network classifies correctly."""
+        return self.test.take(self.model(self.test.images).argmax(1) == self.test.labels).head(count)
 
 
 @pytest.fixture(scope="session")
@@ -57,6 +66,21 @@ def trained_digits() -> TrainedDigits:
                 optimizer.step()
     model.eval().requires_grad_(False).zero_grad()
     return TrainedDigits(model, calibration=rest.head(400), test=rest.take(torch.arange(400, len(rest))))
+
+
+@pytest.fixture(scope="session")
+def lenet5_on_mnist(data_dir: Path) -> tuple[nn.Module, Examples]:
+    """The LeNet5 that advertorch published, and those of MNIST's first 100 test images that it classifies right."""
+    from benchbox_models.reference import lenet5
+
+    weights = data_dir.parent / "models" / "advertorch_lenet5_clntrained.pt"
+    if not weights.exists():
+        pytest.skip("the reference networks are not beside the data")
+    model = lenet5()
+    model.load_state_dict(torch.load(weights, weights_only=True, map_location="cpu"))
+    model.eval()
+    examples = Registry.discover().create("dataset", "mnist", {}).load("test", data_dir).head(100)
+    return model, examples.take(model(examples.images).argmax(1) == examples.labels)
 
 
 @pytest.fixture
@@ -105,11 +129,47 @@ def grid_file(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
+def outcomes(grid_file: Callable[..., Path], toys: Registry, tmp_path: Path) -> Callable[..., list[Outcome]]:
+    """Runs the toy grid, changed as asked, job by job."""
+    from benchbox.runner import jobs_of
+    from benchbox.worker import run_job
+
+    def compute(*more: str, batch_size: int = 5, **changes: str) -> list[Outcome]:
+        plan = expand(load_grid(grid_file(*more, replace=changes.get("replace"))), toys, tmp_path)  # type: ignore[arg-type]
+        execution = Execution(tmp_path, tmp_path / "examples", batch_size, threads=1)
+        return [outcome for job in jobs_of(plan.cells, execution, plan) for outcome in run_job(job, toys)]
+
+    return compute
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Callable[..., Board]:
+    """The one board of hand-written rows, by a definition where one is given."""
+
+    def make(*rows: Row, definition: str | None = None) -> Board:
+        path = tmp_path / "board.toml"
+        if definition is not None:
+            path.write_text(definition)
+        made = boards_of(published(rows, tmp_path), None, path if definition is not None else None)
+        assert len(made) == 1
+        return made[0]
+
+    return make
+
+
+@pytest.fixture
 def settings(tmp_path: Path) -> Settings:
     """Settings that keep everything in the test's own folder."""
     return Settings(
         database=f"sqlite:///{tmp_path}/results.db", output=tmp_path / "results", data_dir=tmp_path, executor="inline"
     )
+
+
+@pytest.fixture(scope="session")
+def create_model() -> Callable[..., Model]:
+    """``create_model("mnist-cnn", weights="pgd")``: a model as a grid makes it."""
+    registry = Registry.discover()
+    return lambda name, **options: registry.create("model", name, options)
 
 
 @pytest.fixture(scope="session")

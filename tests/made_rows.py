@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from benchbox.boards import Board
 from benchbox.domain import (
     Access,
     Array,
@@ -26,6 +27,7 @@ from benchbox.domain import (
     Threat,
 )
 from benchbox.published import write_published
+from benchbox.ranking import Standing
 from benchbox.results import Results, open_results
 from benchbox.rows import Failure, Masks, Row, Run
 from benchbox.statistics import wilson
@@ -134,3 +136,10 @@ class FailingSource:
 
     def runs(self) -> list[Run]:
         return []
+
+
+def line_of(board: Board, **names: str) -> Standing:
+    """The one line with these names."""
+    found = [line for line in board.standings if all(getattr(line.names, key) == text for key, text in names.items())]
+    assert len(found) == 1, f"{len(found)} lines are {names}"
+    return found[0]

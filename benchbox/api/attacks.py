@@ -253,6 +253,11 @@ class Ensemble(Attack):
 
     mixed = True
 
+    @property
+    def certifies(self) -> bool:
+        """Whether examples that are proven to withstand every attack skip all members but the first."""
+        return False
+
     @abstractmethod
     def members(self, norm: Norm) -> tuple[Attack, ...]:
         """The attacks, in order; each must be able to search in this one of the ensemble's ``norms``."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from benchbox import api
 from benchbox.api import Attack, Ensemble
@@ -41,8 +41,26 @@ class AutoAttack(Ensemble):
         version: Literal["standard", "plus", "rand"] = Field("standard", description="which ensemble; see above")
         steps: int = Field(100, ge=1, description="steps of each try of APGD and FAB")
         queries: int = Field(5000, ge=1, description="queries of Square")
+        certify: bool = Field(
+            False,
+            description="whether examples that linear bounds prove robust skip all members but the first: the same "
+            "results, sooner where a network was trained to be provable",
+        )
+
+        @model_serializer(mode="wrap")
+        def _without_default(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+            """Left out where it says nothing: results keep the keys that they always had."""
+            options: dict[str, Any] = dump(self)
+            if not self.certify:
+                options.pop("certify")
+            return options
 
     options: Options
+
+    @property
+    def certifies(self) -> bool:
+        """See :attr:`benchbox.api.Ensemble.certifies`."""
+        return self.options.certify
 
     def members(self, norm: Norm) -> tuple[Attack, ...]:
         """See :meth:`benchbox.api.Ensemble.members`."""

@@ -14,13 +14,17 @@ SHARPNESS = 30.0
 """Slope of the sigmoid that stands in for the step, in units of 1 / (root mean square of the pre-activations)."""
 
 
-class _SmoothStepReLU(torch.autograd.Function):
-    """ReLU whose derivative, the step function, is itself differentiated as a sigmoid."""
+class Rectified(torch.autograd.Function):
+    """The values of ReLU; its backward pass, which subclasses write, finds the pre-activations saved."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor) -> Tensor:
         ctx.save_for_backward(z)
         return z.clamp_min(0)
+
+
+class _SmoothStepReLU(Rectified):
+    """ReLU whose derivative, the step function, is itself differentiated as a sigmoid."""
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
@@ -37,7 +41,7 @@ class DerivedReLU(TorchFunctionMode):
     It reaches modules and functions alike, but not the inside of TorchScript.
     """
 
-    function: ClassVar[type[torch.autograd.Function]]
+    function: ClassVar[type[Rectified]]
 
     def __torch_function__(
         self,

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from benchbox.api import ContractError, RowRandom
-from benchbox_attributions.relu import DerivedReLU
+from benchbox_attributions.relu import DerivedReLU, Rectified
 from benchbox_figures.image_transforms import Transforms
 from benchbox_figures.objectives import PICTURE, Objective
 from benchbox_figures.parametrisations import Parametrisation
@@ -125,13 +125,8 @@ def _named(layers: Iterable[str]) -> str:
     return ", ".join(repr(layer) for layer in layers)
 
 
-class _Redirected(torch.autograd.Function):
+class _Redirected(Rectified):
     """ReLU through which an example's gradient passes even below 0, upwards, where none of it would pass else."""
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor) -> Tensor:
-        ctx.save_for_backward(z)
-        return z.clamp_min(0)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:

@@ -1,24 +1,21 @@
-"""Boards: worst case, ranks, what is not ranked and why, sweeps, definitions."""
+"""Boards: worst case, attackers, sweeps, what stands on them without a definition."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from scipy.stats import binomtest
 
-from benchbox.boards import Board, boards_of
+from benchbox.boards import boards_of
 from benchbox.domain import Flag
-from benchbox.errors import GridError
 from benchbox.labels import Labels
-from benchbox.ranking import Standing
-from benchbox.results import Failure, Results
+from benchbox.results import Results
 from benchbox.rows import Row
-from made_rows import DAY, FailingSource, made_row, part, published
+from made_rows import FailingSource, line_of, made_row, part, published
 
 DEFINITION = """
 title = "Digits"
@@ -26,38 +23,6 @@ dataset = "digits"
 norm = "linf"
 eps = 0.1
 """
-
-
-@pytest.fixture
-def board(tmp_path: Path) -> Callable[..., Board]:
-    """The one board of hand-written rows, by a definition where one is given."""
-
-    def make(*rows: Row, definition: str | None = None) -> Board:
-        path = tmp_path / "board.toml"
-        if definition is not None:
-            path.write_text(definition)
-        made = boards_of(published(rows, tmp_path), None, path if definition is not None else None)
-        assert len(made) == 1
-        return made[0]
-
-    return make
-
-
-@pytest.fixture
-def definition_file(tmp_path: Path) -> Callable[[str], Path]:
-    def write(text: str) -> Path:
-        path = tmp_path / "board.toml"
-        path.write_text(text)
-        return path
-
-    return write
-
-
-def line_of(board: Board, **names: str) -> Standing:
-    """The one line with these names."""
-    found = [line for line in board.standings if all(getattr(line.names, key) == text for key, text in names.items())]
-    assert len(found) == 1, f"{len(found)} lines are {names}"
-    return found[0]
 
 
 class TestWorstCase:
@@ -112,206 +77,6 @@ class TestWorstCase:
         rows = [made_row(clean="111", robust="110"), made_row(clean="111", robust="111", targeted=True)]
 
         assert set(board(*rows).attacks) == {"pgd", "pgd targeted"}
-
-
-class TestRanks:
-    def test_they_follow_the_worst_case_and_ties_share_one(self, board):
-        robust = {"a": "11110000", "b": "11111100", "c": "00001111", "d": "10000000"}
-        rows = [made_row(model=model, clean="1" * 8, robust=mask) for model, mask in robust.items()]
-
-        made = board(*rows)
-
-        assert [(line.rank, line.names.model) for line in made.standings] == [(1, "b"), (2, "a"), (2, "c"), (4, "d")]
-
-    def test_neighbours_are_compared_on_the_same_examples(self, board):
-        # b alone is right on 9 examples, a alone on 1: the exact test of 1 in 10
-        rows = [
-            made_row(model="a", clean="1" * 20, robust="1" * 10 + "0" * 9 + "1"),
-            made_row(model="b", clean="1" * 20, robust="1" * 10 + "1" * 9 + "0"),
-        ]
-
-        first, second = board(*rows).standings
-
-        assert first.p_above is None
-        assert not first.like_above
-        assert second.p_above == pytest.approx(binomtest(1, 10).pvalue)
-        assert not second.like_above
-
-    def test_neighbours_that_do_not_differ_significantly_are_marked(self, board):
-        rows = [
-            made_row(model="a", clean="1" * 20, robust="1" * 12 + "0" * 8),
-            made_row(model="b", clean="1" * 20, robust="1" * 10 + "0" * 10),
-        ]
-
-        second = board(*rows).standings[1]
-
-        assert second.p_above == pytest.approx(0.5)
-        assert second.rank == 2
-        assert second.like_above
-
-    def test_a_definition_can_rank_by_clean_accuracy(self, board):
-        rows = [made_row(model="a", clean="1110", robust="1110"), made_row(model="b", clean="1111", robust="1000")]
-
-        made = board(*rows, definition=DEFINITION + 'rank_by = "clean"')
-
-        assert [line.names.model for line in made.standings] == ["b", "a"]
-
-
-class TestUnranked:
-    def test_an_oblivious_result_is_shown_and_counts_against_the_adaptive_one(self, board):
-        rows = [
-            made_row(clean="1111", robust="0111", defense="mask", access="adaptive"),
-            made_row(clean="1111", robust="1110", defense="mask", access="oblivious"),
-        ]
-
-        made = board(*rows)
-
-        adaptive, oblivious = line_of(made, access="adaptive"), line_of(made, access="oblivious")
-        assert adaptive.rank == 1
-        assert adaptive.attacks["pgd"].value == 3 / 4
-        assert adaptive.robust.value == 2 / 4
-        assert oblivious.rank is None
-        assert oblivious.reasons == ("oblivious attacker",)
-        assert oblivious.robust.value == 3 / 4
-
-    def test_oblivious_and_adaptive_stand_side_by_side_with_the_drop_between_them(self, board):
-        """Two attackers who do not know the mask break example 3 and example 2, one who does breaks 0 and 3."""
-        rows = [
-            made_row(clean="1111", robust="0110", defense="mask", access="adaptive"),
-            made_row(clean="1111", robust="1110", defense="mask", access="oblivious"),
-            made_row(clean="1111", robust="1101", defense="mask", attack="square", access="oblivious"),
-        ]
-
-        made = board(*rows)
-
-        adaptive = line_of(made, access="adaptive")
-        assert adaptive.oblivious.value == 2 / 4
-        assert adaptive.oblivious.keys == tuple(row.key for row in rows[1:])
-        assert adaptive.robust.value == 1 / 4  # examples 2 and 3 fall to the oblivious ones
-        assert adaptive.drop == 1 / 4
-
-    @pytest.mark.parametrize("access", ["adaptive", "oblivious"])
-    def test_there_is_no_drop_where_one_side_is_missing(self, board, access):
-        made = board(made_row(clean="11", robust="10", defense="mask", access=access))
-
-        assert line_of(made, access=access).drop is None
-
-    def test_examples_made_on_another_model_are_no_side_of_the_drop(self, board):
-        made = board(
-            made_row(clean="11", robust="10", defense="mask", access="adaptive"),
-            made_row(clean="11", robust="00", defense="mask", source="other"),
-        )
-
-        assert {line.drop for line in made.standings} == {None}
-        assert line_of(made, access="adaptive").oblivious is None
-
-    def test_transferred_examples_have_lines_of_their_own_and_count_against_no_other(self, board):
-        """Else a model would lose robust accuracy by the company in which it was evaluated."""
-        rows = [
-            made_row(model="a", clean="1111", robust="0111"),
-            made_row(model="a", clean="1111", robust="1100", source="b"),
-            made_row(model="a", clean="1111", robust="0111", source="c"),
-        ]
-
-        made = board(*rows)
-
-        own, from_b, from_c = (line_of(made, access=access) for access in ("", "transfer from b", "transfer from c"))
-        assert (own.rank, own.robust.value) == (1, 3 / 4)
-        assert (from_b.rank, from_b.robust.value) == (None, 2 / 4)
-        assert from_b.reasons == ("transferred examples", "breaks 2 that white-box attacks do not")
-        assert from_c.reasons == ("transferred examples",)
-        assert made.sweeps == ()
-
-    def test_transferred_examples_do_not_make_a_line_complete(self, board):
-        rows = [
-            made_row(model="a", clean="11", robust="10", attack="pgd"),
-            made_row(model="a", clean="11", robust="10", attack="square", source="b"),
-        ]
-
-        assert line_of(board(*rows), access="").missing == ("square",)
-
-    def test_an_attack_that_was_stopped_early_stands_apart_from_the_whole_one(self, board):
-        rows = [
-            made_row(model="a", clean="1111", robust="0111"),
-            made_row(model="b", clean="1111", robust="1111", max_passes=10),
-        ]
-
-        made = board(*rows)
-
-        assert made.attacks == ("pgd", "pgd within 10 passes")
-        assert line_of(made, model="b").missing == ("pgd",)
-
-    def test_a_definition_asks_for_whole_attacks(self, board):
-        made = board(
-            made_row(clean="11", robust="11", max_passes=10),
-            definition=DEFINITION + 'required = ["pgd"]',
-        )
-
-        assert made.standings[0].missing == ("pgd",)
-
-    def test_cells_of_a_curve_belong_to_the_board_of_their_radius(self, board):
-        rows = [
-            made_row(model="a", clean="1111", robust="0111"),
-            made_row(model="b", clean="1111", robust="0011", curve=(0.05, 0.1)),
-        ]
-
-        assert [line.names.model for line in board(*rows).standings if line.rank] == ["a", "b"]
-
-    def test_a_line_without_an_attack_that_others_met_says_which(self, board):
-        rows = [
-            made_row(model="a", clean="1111", robust="1100", attack="pgd"),
-            made_row(model="a", clean="1111", robust="1000", attack="square"),
-            made_row(model="b", clean="1111", robust="1111", attack="pgd"),
-        ]
-
-        made = board(*rows)
-
-        incomplete = line_of(made, model="b")
-        assert incomplete.rank is None
-        assert incomplete.reasons == ("missing: square",)
-        assert "square" not in incomplete.attacks
-        assert made.standings[0].rank == 1
-
-    def test_an_oblivious_attack_does_not_make_an_adaptive_line_complete(self, board):
-        rows = [
-            made_row(clean="11", robust="10", defense="mask", attack="pgd", access="adaptive"),
-            made_row(clean="11", robust="10", defense="mask", attack="square", access="oblivious"),
-        ]
-
-        assert line_of(board(*rows), access="adaptive").missing == ("square",)
-
-    def test_a_definition_can_require_an_attack_with_options(self, board):
-        weak, strong = part("attack", "pgd", steps=5), part("attack", "pgd", steps=40)
-        rows = [
-            made_row(model="a", clean="11", robust="10", attack=strong),
-            made_row(model="b", clean="11", robust="11", attack=weak),
-        ]
-
-        made = board(*rows, definition=DEFINITION + 'required = [{ name = "pgd", steps = 40 }]')
-
-        assert line_of(made, model="a").rank == 1
-        assert line_of(made, model="b").reasons == ("missing: pgd (steps=40)",)
-
-    def test_a_flagged_line_names_its_flags(self, board):
-        flag = Flag("zero-gradient", "9 of 16 inputs", "use BPDA")
-        rows = [
-            made_row(model="a", clean="11", robust="11", flags=[flag]),
-            made_row(model="b", clean="11", robust="10"),
-        ]
-
-        made = board(*rows)
-
-        assert line_of(made, model="b").rank == 1
-        assert line_of(made, model="a").reasons == ("flagged: zero-gradient",)
-        assert line_of(made, model="a").flags == (flag,)
-
-    def test_a_failed_cell_stands_beneath_the_board_with_its_error(self):
-        done, failed = made_row(clean="11", robust="10"), made_row(clean="11", robust="10", attack="square")
-        failure = Failure(failed.cell, "ContractError: it left its budget", DAY, ("tests",))
-
-        (made,) = boards_of(Results(FailingSource([done], [failure])), "tests")
-
-        assert made.failures == {"cnn · square · linf 0.1": "ContractError: it left its budget"}
 
 
 class TestAttackers:
@@ -501,58 +266,6 @@ class TestDefaults:
         assert protocol["Seeds"] == ("3",)
         assert protocol["Evaluated"] == ("2026-11-02",)
         assert protocol["Versions"] == ("python 3.11.7, torch 2.13.0",)
-
-
-class TestDefinitions:
-    @pytest.mark.parametrize(
-        ("text", "message"),
-        [
-            (DEFINITION + 'colums = ["clean"]', "board.toml:colums: unknown field. Did you mean 'columns'?"),
-            (DEFINITION + 'columns = ["claen"]', "board.toml:columns: unknown column 'claen'. Did you mean 'clean'?"),
-            (DEFINITION + 'columns = ["clean", "clean"]', "board.toml:columns: 'clean' stands twice"),
-            (DEFINITION.replace("0.1", "-0.1"), r"board.toml:eps\[0\]: Input should be greater than 0"),
-            (DEFINITION.replace("0.1", "[0.1, 0.1]"), "board.toml:eps: a radius stands twice"),
-            (DEFINITION.replace("0.1", "nan"), r"board.toml:eps\[0\]: Input should be a finite number"),
-            (DEFINITION.replace('"linf"', '"inf"'), "board.toml:norm: Input should be 'linf'"),
-            (DEFINITION.replace("eps = 0.1", ""), "norm and eps belong together"),
-            (DEFINITION + "rank_by = 3", "board.toml:rank_by: Input should be 'robust' or 'clean'"),
-            (DEFINITION + "required = [{ steps = 3 }]", r"board.toml:required\[0\].name: Field required"),
-            ('title = "x"\ndataset = "digits"', "without a norm there is no attack"),
-            ("title = ", "board.toml: no valid TOML"),
-            (DEFINITION.replace("digits", "digts"), "board.toml:dataset: .* 'digts'. Did you mean 'digits'?"),
-            (DEFINITION + 'columns = ["accuracy/robst"]', r"board.toml:columns\[0\]: .*Did you mean 'accuracy/robust'"),
-        ],
-    )
-    def test_a_mistake_is_one_error_with_place_cause_and_fix(self, definition_file, tmp_path, text, message):
-        results = published([made_row(clean="11", robust="10")], tmp_path)
-
-        with pytest.raises(GridError, match=message):
-            boards_of(results, None, definition_file(text))
-
-    def test_a_radius_without_results_is_an_empty_board(self, definition_file, tmp_path):
-        results = published([made_row(clean="11", robust="10")], tmp_path)
-
-        made = boards_of(results, None, definition_file(DEFINITION.replace("0.1", '[0.1, "8/255"]')))
-
-        assert [len(board.standings) for board in made] == [1, 0]
-
-    def test_any_score_can_be_a_column(self, board):
-        rows = [
-            made_row(clean="11", robust="10", attack=attack, scores={("loss", "adversarial"): value})
-            for attack, value in (("pgd", 2.5), ("square", 1.5))
-        ]
-
-        made = board(*rows, definition=DEFINITION + 'columns = ["clean", "loss/adversarial"]')
-
-        assert {score.value for score in made.standings[0].scores["loss/adversarial"]} == {1.5, 2.5}
-
-    def test_the_shipped_ones_are_valid(self):
-        from benchbox.definitions import load_definition
-        from benchbox.shipped import shipped
-
-        files = sorted((shipped("leaderboard") / "boards").glob("*.toml"))
-
-        assert {load_definition(file).dataset for file in files} >= {"digits", "mnist"}
 
 
 def test_no_board_needs_torch():

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from benchbox.api import Attack, AttackTarget, BudgetAttack, Examples, RowRandom, Rows, StepAttack, Threat, fooled
-from benchbox.batcher import Batcher, frozen, is_out_of_memory
 from benchbox.engine import Search, search
 from benchbox.errors import ContractError
 from benchbox.testing.oracles import LinearModel
@@ -396,46 +395,6 @@ def test_other_errors_are_passed_on(linear) -> None:
         run(FGSM(FGSM.Options()), nn.Sequential(nn.Flatten(), nn.Linear(3, 10)), examples)
 
 
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True),
-        (MemoryError(), True),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
-        (RuntimeError("CUDA error: device-side assert triggered"), False),
-        (ValueError("out of memory"), False),
-    ],
-)
-def test_what_counts_as_out_of_memory(error: Exception, expected: bool) -> None:
-    assert is_out_of_memory(error) is expected
-
-
-def test_a_batcher_joins_named_results_in_order() -> None:
-    values = torch.arange(23)
-
-    results = Batcher(5).map(lambda a, b: {"sum": a + b, "first": a}, values, 10 * values)
-
-    assert torch.equal(results["sum"], 11 * values)
-    assert torch.equal(results["first"], values)
-
-
-def test_a_batcher_remembers_the_smaller_size() -> None:
-    sizes: list[int] = []
-    batcher = Batcher(16)
-
-    def fn(x: Tensor) -> dict[str, Tensor]:
-        sizes.append(len(x))
-        if len(x) > 5:
-            raise MemoryError
-        return {"x": x}
-
-    for _ in range(2):
-        batcher.map(fn, torch.arange(8))
-
-    assert sizes == [8, 4, 4, 4, 4]
-    assert (batcher.size, batcher.halvings) == (4, 1)
-
-
 # ------------------------------------------------------------------------------------------------ the model's state
 
 
@@ -456,22 +415,6 @@ def test_the_model_is_frozen_meanwhile_and_left_as_it_was(linear) -> None:
     assert [p.requires_grad for p in model.parameters()] == [True, True, True, False]
     assert all(p.grad is None for p in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-
-
-def test_the_model_is_restored_when_the_attack_raises() -> None:
-    model = layers()
-
-    def search_that_fails() -> None:
-        with frozen(model):
-            assert not any(part.training for part in model.modules())
-            assert not any(p.requires_grad for p in model.parameters())
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        search_that_fails()
-
-    assert model.training
-    assert all(p.requires_grad for p in model.parameters())
 
 
 # ------------------------------------------------------------------------------------------------ broken contracts

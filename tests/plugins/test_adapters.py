@@ -57,11 +57,6 @@ def first_seed() -> int:
     return int(RowRandom.of_examples(0, torch.arange(COUNT)).integers(2**31, ())[0])
 
 
-def correct(digits: Any) -> Examples:
-    right = digits.model(digits.test.images).argmax(1) == digits.test.labels
-    return digits.test.take(right.nonzero()[:COUNT, 0])
-
-
 def linear() -> tuple[LinearModel, Examples]:
     """A linear model with five classes, and images far from black and white, so that distances are exact."""
     model = LinearModel.random(5, (1, 4, 4), seed=0)
@@ -111,7 +106,7 @@ def by_art(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 def test_an_adapter_gives_what_its_library_gives(
     trained_digits: Any, plugin: str, attack: str, options: dict[str, Any], direct: Callable[..., Tensor]
 ) -> None:
-    adapter, examples = make(plugin, attack, **options), correct(trained_digits)
+    adapter, examples = make(plugin, attack, **options), trained_digits.correct(COUNT)
 
     ours = attacked(adapter, trained_digits.model, examples, Threat("linf", EPS))
 
@@ -193,7 +188,7 @@ def test_a_start_that_cannot_be_found_leaves_its_image_clean_and_the_others_atta
 
 
 def test_hop_skip_jump_of_art_is_repeatable_although_it_asks_for_a_seed_of_its_own(trained_digits: Any) -> None:
-    adapter, examples = make("art-minimum-norm", "HopSkipJump", **HOP), correct(trained_digits).head(3)
+    adapter, examples = make("art-minimum-norm", "HopSkipJump", **HOP), trained_digits.correct(3)
 
     first = attacked(adapter, trained_digits.model, examples, Threat("l2", math.inf))
     second = attacked(adapter, trained_digits.model, examples, Threat("l2", math.inf))
@@ -215,7 +210,7 @@ def test_the_adapters_leave_their_surroundings_alone(trained_digits: Any, capfd:
 
     for adapter in adapters:
         threat = Threat(adapter.norms[0], 0.2 if isinstance(adapter, Art) else math.inf)
-        attacked(adapter, trained_digits.model, correct(trained_digits).head(3), threat)
+        attacked(adapter, trained_digits.model, trained_digits.correct(3), threat)
 
     assert (np.random.random(), random.random()) == expected  # noqa: NPY002
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -467,7 +462,7 @@ def test_an_attack_that_leaves_its_budget_fails_its_cell_loudly(
 def test_attacks_that_need_more_than_tiny_images_stay_in_their_budget(
     trained_digits: Any, plugin: str, attack: str, options: dict[str, Any]
 ) -> None:
-    adapter, examples = make(plugin, attack, **options), correct(trained_digits).head(4)
+    adapter, examples = make(plugin, attack, **options), trained_digits.correct(4)
 
     for threat in (Threat("linf", 0.15), Threat("l2", 0.8)):
         found = attacked(adapter, trained_digits.model, examples, threat)

@@ -326,16 +326,19 @@ def test_more_samples_find_what_holds_on_a_fresh_draw(make) -> None:
 # ------------------------------------------------------------------------------------------------ warm starts
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+WARM: dict[str, StepAttack] = {loss: apgd(loss=loss, steps=12) for loss in LOSSES}
+WARM |= {"pgd": PGD(PGD.Options(steps=5)), "mi-fgsm": MIFGSM(MIFGSM.Options())}
+
+
 @pytest.mark.parametrize(
-    "attack",
-    [*(apgd(loss=loss, steps=12) for loss in LOSSES), PGD(PGD.Options(steps=5)), MIFGSM(MIFGSM.Options())],
-    ids=[*LOSSES, "pgd", "mi-fgsm"],
-)
+    ("attack", "norm"),
+    [
+        pytest.param(attack, norm, id=f"{name}-{norm}")
+        for name, attack in WARM.items() for norm in ("linf", "l2", "l1") if norm in attack.norms
+    ],
+)  # fmt: skip
 def test_rows_begin_where_they_are_told_to(attack: StepAttack, norm: Norm) -> None:
     """Points that already fool the model end the search at once, after the look that the targeted loss needs."""
-    if norm not in attack.norms:
-        pytest.skip(f"{attack.name} does not know {norm}")
     model, examples = linear(classes=4, count=7)
     nearest = model.nearest(examples.images, examples.labels, norm).float()
     points = examples.images + 1.05 * (nearest - examples.images)

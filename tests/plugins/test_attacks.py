@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
+from attacking import linear, reference, run
 from pydantic import ValidationError
 from scipy import stats
 from torch import Tensor, nn
 
-from benchbox.api import Attack, AttackTarget, ContractError, Examples, RejectLogit, RowRandom
+from benchbox.api import Attack, AttackTarget, Examples, RejectLogit, RowRandom
 from benchbox.domain import Norm, Threat
-from benchbox.engine import Search, search
+from benchbox.engine import search
 from benchbox.registry import Registry
 from benchbox.testing.oracles import LinearModel
 from benchbox_attacks.autoattack_reference import AutoAttackReference
@@ -39,24 +38,8 @@ def noise(**options: object) -> UniformNoise:
     return UniformNoise(UniformNoise.Options(**options))
 
 
-def reference(*attacks: str) -> AutoAttackReference:
-    return AutoAttackReference(AutoAttackReference.Options(version="custom", attacks=attacks))
-
-
-def run(attack: Attack, model: nn.Module, examples: Examples, threat: Threat, classes: int = 10) -> Search:
-    index = torch.arange(len(examples))
-    return search(attack, AttackTarget(model, classes), examples, index, threat, seed=0, batch_size=64)
-
-
 def length(change: Tensor, norm: Norm) -> Tensor:
     return torch.linalg.vector_norm(change.double().flatten(1), ord=ORDER[norm], dim=1)
-
-
-def linear(classes: int, count: int = 40, lowest: float = 0.3, highest: float = 0.7) -> tuple[LinearModel, Examples]:
-    model = LinearModel.random(classes, (1, 8, 8), seed=0)
-    rng = torch.Generator().manual_seed(1)
-    images = lowest + (highest - lowest) * torch.rand(count, 1, 8, 8, generator=rng)
-    return model, Examples(images, model(images).argmax(1))
 
 
 # ------------------------------------------------------------------------------------------------ exact distances
@@ -147,13 +130,8 @@ def test_an_absolute_step_size_overrides_the_relative_one() -> None:
 # ------------------------------------------------------------------------------------------------ a real network
 
 
-def correct(trained_digits, count: int = 150) -> Examples:
-    test = trained_digits.test
-    return test.take(trained_digits.model(test.images).argmax(1) == test.labels).head(count)
-
-
 def test_pgd_breaks_what_noise_does_not(trained_digits) -> None:
-    model, examples = trained_digits.model, correct(trained_digits)
+    model, examples = trained_digits.model, trained_digits.correct(150)
 
     found = {attack.name: int(run(attack, model, examples, Threat("linf", 0.1)).claimed.sum()) for attack in
              (noise(), fgsm(), pgd())}  # fmt: skip
@@ -164,7 +142,7 @@ def test_pgd_breaks_what_noise_does_not(trained_digits) -> None:
 
 
 def test_a_targeted_attack_reaches_its_target(trained_digits) -> None:
-    model, examples = trained_digits.model, correct(trained_digits)
+    model, examples = trained_digits.model, trained_digits.correct(150)
     aims = (examples.labels + 1) % 10
 
     result = run(pgd(), model, Examples(examples.images, aims), Threat("linf", 0.3, targeted=True))
@@ -205,7 +183,7 @@ def test_a_row_that_fails_hands_out_the_point_of_highest_loss(steps: int, loss: 
 def test_results_stay_in_budget_and_image_range(trained_digits, attack: Attack, norm: Norm, eps: float) -> None:
     if norm not in attack.norms:
         pytest.skip(f"{attack.name} does not know {norm}")
-    examples = correct(trained_digits, 12)
+    examples = trained_digits.correct(12)
 
     result = run(attack, trained_digits.model, examples, Threat(norm, eps)).adversarial
 
@@ -316,121 +294,6 @@ def test_a_projection_moves_only_what_is_outside() -> None:
     torch.testing.assert_close(project(inside, x, "l2", 0.25), inside)
     torch.testing.assert_close(project(outside, x, "l2", 0.25), x + torch.tensor([0.2, 0.0, -0.15, 0.0]))
     torch.testing.assert_close(project(outside, x, "linf", 0.25), x + torch.tensor([0.25, 0.0, -0.25, 0.0]))
-
-
-# ------------------------------------------------------------------------------------------------ the official package
-
-
-def direct(examples: Examples, model: nn.Module, norm: str, eps: float, seed: int, attacks: list[str] | None) -> Tensor:
-    """The official package, called as its documentation says."""
-    pyautoattack = pytest.importorskip("pyautoattack")
-    arguments = {"version": "custom", "attacks": attacks} if attacks else {"version": "standard"}
-    adversary = pyautoattack.AutoAttack(model, norm=norm, eps=eps, seed=seed, device="cpu", **arguments)
-    found, _ = adversary.run_standard_evaluation(examples.images, examples.labels, batch_size=len(examples))
-    return found
-
-
-@pytest.mark.parametrize(
-    ("norm", "name", "eps", "attacks"),
-    [
-        ("linf", "Linf", 0.1, ("apgd-ce", "apgd-dlr")), ("l2", "L2", 0.6, ("apgd-ce",)),
-        ("l1", "L1", 2.0, ("apgd-ce",)),
-        ("linf", "Linf", 0.25, ()),
-    ],
-)  # fmt: skip
-def test_the_reference_gives_what_the_package_gives(trained_digits, norm, name, eps, attacks) -> None:
-    examples = correct(trained_digits, 20)
-    attack = reference(*attacks) if attacks else AutoAttackReference(AutoAttackReference.Options())
-    seed = int(RowRandom.of_examples(0, torch.arange(20)).integers(2**31, ())[0])
-
-    ours = run(attack, trained_digits.model, examples, Threat(norm, eps))
-
-    expected = direct(examples, trained_digits.model, name, eps, seed, list(attacks))
-    assert torch.equal(ours.adversarial, expected)
-    assert torch.equal(ours.claimed, trained_digits.model(expected).argmax(1) != examples.labels)
-    assert ours.claimed.sum() > 3
-
-
-def test_the_reference_leaves_its_surroundings_alone(trained_digits, capfd, caplog) -> None:
-    model = nn.Sequential(trained_digits.model, nn.Softmax(1))  # the package warns about probabilities
-    before, former = torch.random.get_rng_state(), sys.gettrace()
-
-    def trace(*arguments: object) -> None:
-        """As a debugger or a coverage tool has one."""
-
-    sys.settrace(trace)
-    try:
-        run(reference("apgd-ce"), model, correct(trained_digits, 4), Threat("linf", 0.1))
-        kept = sys.gettrace() is trace
-    finally:
-        sys.settrace(former)
-
-    assert kept
-    assert torch.equal(torch.random.get_rng_state(), before)
-    assert capfd.readouterr() == ("", "")
-    assert not caplog.records
-
-
-@pytest.mark.parametrize(("classes", "part"), [(2, "apgd-dlr"), (3, "apgd-t")])
-def test_losses_that_need_more_classes_are_refused_with_the_fix(classes: int, part: str) -> None:
-    model, examples = linear(classes, count=3)
-
-    with pytest.raises(ContractError, match=rf"{part} needs {classes + 1} classes .* Use version = \"custom\""):
-        run(reference(part), model, examples, Threat("linf", 0.1), classes)
-
-    fixed = run(reference("apgd-ce", "fab"), model, examples, Threat("linf", 0.5), classes)
-    assert fixed.claimed.all()
-
-
-def test_fewer_classes_than_targets_are_no_obstacle() -> None:
-    model, examples = linear(classes=4, count=10)
-    distance = model.distance(examples.images, examples.labels, "linf")
-
-    result = run(reference("apgd-t", "fab-t"), model, examples, Threat("linf", float(distance.median())), 4)
-
-    assert not result.claimed[distance > distance.median()].any()
-    assert result.claimed[distance < 0.95 * distance.median()].all()
-
-
-UPSTREAM = '''
-"""The authors' repository: another module name, other argument names, prints instead of logs."""
-import pyautoattack
-
-
-class AutoAttack:
-    def __init__(self, model, norm="Linf", eps=.3, seed=None, verbose=True, attacks_to_run=[], version="standard",
-                 is_tf_model=False, device="cuda", log_path=None):
-        print("setting parameters")
-        self.inner = pyautoattack.AutoAttack(model, norm=norm, eps=eps, seed=seed, version=version, device=device,
-                                             attacks=attacks_to_run or None)
-        self.attacks_to_run = self.inner.attacks_to_run
-        self.apgd_targeted, self.fab = self.inner.apgd_targeted, self.inner.fab
-
-    def run_standard_evaluation(self, x_orig, y_orig, bs=250, return_labels=False, state_path=None):
-        return self.inner.run_standard_evaluation(x_orig, y_orig, batch_size=bs)[0]
-'''
-
-
-def test_the_package_of_the_authors_repository_serves_too(trained_digits, tmp_path: Path, monkeypatch, capfd) -> None:
-    pytest.importorskip("pyautoattack")
-    (tmp_path / "autoattack.py").write_text(UPSTREAM)
-    monkeypatch.syspath_prepend(tmp_path)
-    examples, threat = correct(trained_digits, 10), Threat("linf", 0.1)
-    expected = run(reference("apgd-ce"), trained_digits.model, examples, threat)
-
-    monkeypatch.setattr("benchbox_attacks.autoattack_reference.MODULES", ("autoattack",))
-    result = run(reference("apgd-ce"), trained_digits.model, examples, threat)
-
-    assert torch.equal(result.adversarial, expected.adversarial)
-    assert capfd.readouterr().out == ""
-
-
-def test_without_the_package_it_says_what_to_install(trained_digits, monkeypatch) -> None:
-    monkeypatch.setattr("benchbox_attacks.autoattack_reference.MODULES", ("a_module_that_nobody_has",))
-
-    assert "pip install" in str(AutoAttackReference.unavailable())
-    with pytest.raises(ContractError, match="pip install"):
-        run(reference("apgd-ce"), trained_digits.model, correct(trained_digits, 2), Threat("linf", 0.1))
 
 
 # ------------------------------------------------------------------------------------------------ options

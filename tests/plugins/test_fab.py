@@ -1,4 +1,4 @@
-"""FAB against exact distances, an independent solver of its projections, the official package and published medians."""
+"""FAB against exact distances, the official package and published medians."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from scipy.optimize import linprog, minimize
-from torch import Tensor, nn
+from torch import nn
 
-from benchbox.api import AttackTarget, ContractError, Examples, RejectLogit, RowRandom
+from benchbox.api import AttackTarget, Examples, RejectLogit, RowRandom
 from benchbox.budget import distances
 from benchbox.domain import Execution, Norm, Threat
 from benchbox.engine import Search, search
@@ -23,9 +22,6 @@ from benchbox.runner import jobs_of
 from benchbox.testing.oracles import LinearModel
 from benchbox.worker import run_job
 from benchbox_attacks.fab import FAB
-from benchbox_attacks.hyperplanes import shortest_move
-from benchbox_attacks.nearest import length
-from benchbox_models.reference import lenet5
 
 NORMS: list[Norm] = ["linf", "l2", "l1"]
 every_norm = pytest.mark.parametrize("norm", NORMS)
@@ -50,96 +46,6 @@ def linear(
     model = LinearModel.random(classes, shape, seed=0)
     images = lowest + (highest - lowest) * torch.rand(count, *shape, generator=torch.Generator().manual_seed(1))
     return model, Examples(images, model(images).argmax(1))
-
-
-# ------------------------------------------------------------------------------------------------ ways to a hyperplane
-
-
-def solved(point: Tensor, slope: Tensor, gain: float, norm: Norm) -> float:
-    """The length of the shortest move, by scipy's solvers; infinite where the range does not let it gain so much."""
-    x, w = point.numpy(), slope.numpy()
-    d = len(x)
-    if norm == "l2":
-        # A feasible start first; the objective is smooth and convex, so that the local minimum is the one.
-        begin = linprog(np.zeros(d), A_eq=w[None], b_eq=[gain], bounds=list(zip(-x, 1 - x, strict=True)))
-        if begin.status != 0:
-            return math.inf
-        found = minimize(
-            lambda m: m @ m, begin.x, jac=lambda m: 2 * m, method="SLSQP", bounds=list(zip(-x, 1 - x, strict=True)),
-            constraints={"type": "eq", "fun": lambda m: w @ m - gain, "jac": lambda m: w},
-            options={"ftol": 1e-14, "maxiter": 500},
-        )  # fmt: skip
-        return float(np.sqrt(found.fun))
-    # Variables: the move and bounds on its values, one for all of them (linf) or one each (l1).
-    spare = 1 if norm == "linf" else d
-    bound = np.ones((d, 1)) if norm == "linf" else np.eye(d)
-    result = linprog(
-        np.r_[np.zeros(d), np.ones(spare)],
-        A_ub=np.block([[np.eye(d), -bound], [-np.eye(d), -bound]]), b_ub=np.zeros(2 * d),
-        A_eq=np.r_[w, np.zeros(spare)][None], b_eq=[gain],
-        bounds=list(zip(np.r_[-x, np.zeros(spare)], np.r_[1 - x, np.full(spare, np.inf)], strict=True)),
-    )  # fmt: skip
-    return float(result.fun) if result.status == 0 else math.inf
-
-
-@every_norm
-def test_no_other_move_is_shorter(norm: Norm) -> None:
-    """Points in the range, on its edge and in its corners; some values without slope; from easy to impossible gains."""
-    rng = torch.Generator().manual_seed(0)
-    points = (1.6 * torch.rand(16, 1, 3, 3, dtype=torch.float64, generator=rng) - 0.3).clamp(0, 1)
-    slope = torch.randn(16, 1, 3, 3, dtype=torch.float64, generator=rng)
-    slope[::4, :, 1] = 0.0
-    gain = torch.randn(16, dtype=torch.float64, generator=rng) * torch.linspace(0.1, 3.0, 16, dtype=torch.float64)
-
-    moves = shortest_move(points, slope, gain, norm)
-
-    exact = torch.tensor(
-        [solved(p.flatten(), w.flatten(), float(g), norm) for p, w, g in zip(points, slope, gain, strict=True)]
-    )
-    possible, gained = exact.isfinite(), (slope * moves).flatten(1).sum(1)
-    assert 4 < possible.sum() < 15
-    assert (points + moves).min() >= 0
-    assert (points + moves).max() <= 1
-    torch.testing.assert_close(gained[possible], gain[possible], rtol=0, atol=1e-12)
-    torch.testing.assert_close(length(moves, norm)[possible], exact[possible].double(), rtol=0, atol=1e-6)
-
-
-@every_norm
-def test_where_the_hyperplane_is_out_of_reach_all_values_go_as_far_as_they_can(norm: Norm) -> None:
-    points = torch.tensor([0.2, 0.4, 1.0, 0.5]).reshape(1, 1, 2, 2)
-    slope = torch.tensor([1.0, -2.0, 3.0, 0.0]).reshape(1, 1, 2, 2)
-
-    up = shortest_move(points, slope, torch.tensor([100.0]), norm)
-    down = shortest_move(points, slope, torch.tensor([-100.0]), norm)
-
-    torch.testing.assert_close(up.flatten(), torch.tensor([0.8, -0.4, 0.0, 0.0]))
-    torch.testing.assert_close(down.flatten(), torch.tensor([-0.2, 0.6, -1.0, 0.0]))
-
-
-@every_norm
-@pytest.mark.parametrize("gain", [-1.0, 0.0, 1.0])
-def test_without_a_slope_or_a_need_nothing_moves(norm: Norm, gain: float) -> None:
-    points, need = torch.rand(3, 1, 2, 2), torch.full((3,), gain)
-
-    assert (shortest_move(points, torch.zeros(3, 1, 2, 2), need, norm) == 0).all()
-    assert (shortest_move(points, torch.randn(3, 1, 2, 2), torch.zeros(3), norm) == 0).all()
-
-
-@every_norm
-@pytest.mark.parametrize("scale", [1e-30, 1e30])
-def test_the_scale_of_the_slope_does_not_matter(norm: Norm, scale: float) -> None:
-    """Squares of such numbers are none in float32."""
-    points, slope = torch.rand(5, 1, 4, 4), torch.randn(5, 1, 4, 4)
-    gain = torch.linspace(-0.5, 0.5, 5)
-
-    scaled = shortest_move(points, slope * scale, gain * scale, norm)
-
-    torch.testing.assert_close(scaled, shortest_move(points, slope, gain, norm), rtol=1e-4, atol=1e-6)
-
-
-def test_other_norms_are_refused() -> None:
-    with pytest.raises(ContractError, match="use linf, l2 or l1"):
-        shortest_move(torch.rand(1, 1, 2, 2), torch.rand(1, 1, 2, 2), torch.ones(1), "l0")
 
 
 # ------------------------------------------------------------------------------------------------ exact distances
@@ -243,7 +149,7 @@ def test_a_budget_ends_the_search_at_the_first_point_within_it() -> None:
 
 @every_norm
 def test_the_engine_finds_what_perturb_finds(trained_digits, norm: Norm) -> None:
-    attack, examples = fab(steps=8, targets=3), correct(trained_digits, 10)
+    attack, examples = fab(steps=8, targets=3), trained_digits.correct(10)
     target = AttackTarget(trained_digits.model, 10)
 
     whole = attack.perturb(
@@ -255,7 +161,7 @@ def test_the_engine_finds_what_perturb_finds(trained_digits, norm: Norm) -> None
 
 
 def test_restarts_begin_at_random_points_and_only_help(trained_digits) -> None:
-    model, examples = trained_digits.model, correct(trained_digits, 15)
+    model, examples = trained_digits.model, trained_digits.correct(15)
     assert not fab().stochastic
     assert fab(restarts=2).stochastic
 
@@ -324,15 +230,10 @@ def test_the_estimate_is_what_an_input_costs() -> None:
 # ------------------------------------------------------------------------------------------------ promises
 
 
-def correct(trained_digits, count: int) -> Examples:
-    test = trained_digits.test
-    return test.take(trained_digits.model(test.images).argmax(1) == test.labels).head(count)
-
-
 @every_norm
 @pytest.mark.parametrize("bounded", [False, True])
 def test_the_batch_does_not_matter(trained_digits, norm: Norm, bounded: bool) -> None:
-    model, examples = copy.deepcopy(trained_digits.model).double(), correct(trained_digits, 8)
+    model, examples = copy.deepcopy(trained_digits.model).double(), trained_digits.correct(8)
     examples = Examples(examples.images.double(), examples.labels)
     eps = {"linf": 0.1, "l2": 0.6, "l1": 1.5}[norm] if bounded else math.inf
     attack = fab(steps=4, targets=2, restarts=2)
@@ -394,24 +295,11 @@ def test_it_finds_inputs_that_a_detector_accepts(targets: int) -> None:
 # ------------------------------------------------------------------------------------------------ networks
 
 
-@pytest.fixture(scope="module")
-def reference(data_dir: Path) -> tuple[nn.Module, Examples]:
-    """The LeNet5 that advertorch published, and those of MNIST's first 100 test images that it classifies right."""
-    weights = data_dir.parent / "models" / "advertorch_lenet5_clntrained.pt"
-    if not weights.exists():
-        pytest.skip("the reference networks are not beside the data")
-    model = lenet5()
-    model.load_state_dict(torch.load(weights, weights_only=True, map_location="cpu"))
-    model.eval()
-    examples = Registry.discover().create("dataset", "mnist", {}).load("test", data_dir).head(100)
-    return model, examples.take(model(examples.images).argmax(1) == examples.labels)
-
-
 @pytest.mark.parametrize(("norm", "published"), [("linf", 0.112), ("l2", 1.423), ("l1", 7.61)])
-def test_medians_are_those_that_were_published(reference, norm: Norm, published: float) -> None:
+def test_medians_are_those_that_were_published(lenet5_on_mnist, norm: Norm, published: float) -> None:
     """Published for FAB-20 and 10,000 images, here for 100 and the likeliest of the wrong classes. In L1, where 20
     steps do not reach the end, ours are worth more."""
-    model, examples = reference
+    model, examples = lenet5_on_mnist
 
     found = run(fab(steps=20, targets=1), model, examples, norm)
 
@@ -427,7 +315,7 @@ def test_it_finds_nearer_inputs_than_the_official_package_with_fewer_passes(
     """The package makes 44 forward passes and 20 backward passes per class and example, ours 24 of each, which is
     6/7 of that, a backward pass counted as two."""
     package = pytest.importorskip("pyautoattack.fab_pt")
-    model, examples = trained_digits.model, correct(trained_digits, 60)
+    model, examples = trained_digits.model, trained_digits.correct(60)
     official = package.FABAttack_PT(
         model, norm=name, n_iter=20, eps=1e3, targeted=True, n_target_classes=3, device="cpu"
     )
@@ -440,6 +328,7 @@ def test_it_finds_nearer_inputs_than_the_official_package_with_fewer_passes(
 
 
 # ------------------------------------------------------------------------------------------------ the worker
+
 
 GRID = """
 name = "fab"

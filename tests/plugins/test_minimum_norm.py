@@ -27,7 +27,6 @@ from benchbox_attacks.ddn import DDN
 from benchbox_attacks.deepfool import DeepFool
 from benchbox_attacks.fmn import FMN, _project
 from benchbox_attacks.mi_fgsm import MIFGSM
-from benchbox_models.reference import lenet5
 
 
 def ddn(**options: object) -> DDN:
@@ -180,17 +179,12 @@ def test_adam_is_the_one_of_torch() -> None:
 FEW = {ddn: {"steps": 20}, fmn: {"steps": 20}, deepfool: {}, carlini_wagner: {"steps": 10, "search_steps": 3}}
 
 
-def correct(trained_digits, count: int) -> Examples:
-    test = trained_digits.test
-    return test.take(trained_digits.model(test.images).argmax(1) == test.labels).head(count)
-
-
 @every_attack
 def test_what_is_found_is_adversarial_and_else_the_clean_input(
     trained_digits, build: Callable[..., MinimumNormAttack], norm: Norm
 ) -> None:
     """With so few passes some inputs withstand some attacks."""
-    model, examples = trained_digits.model, correct(trained_digits, 60)
+    model, examples = trained_digits.model, trained_digits.correct(60)
     options = {"search_steps": 1} if build is carlini_wagner else {}
     attack = build(**options, steps={ddn: 4, fmn: 4, deepfool: 1, carlini_wagner: 20}[build])
 
@@ -218,7 +212,7 @@ def test_inputs_that_are_misclassified_already_stay_as_they_are(
 
 @every_attack
 def test_the_batch_does_not_matter(trained_digits, build: Callable[..., MinimumNormAttack], norm: Norm) -> None:
-    model, examples = copy.deepcopy(trained_digits.model).double(), correct(trained_digits, 15)
+    model, examples = copy.deepcopy(trained_digits.model).double(), trained_digits.correct(15)
     examples = Examples(examples.images.double(), examples.labels)
 
     one, seven, together = (
@@ -266,19 +260,6 @@ def test_an_input_that_a_detector_refuses_is_not_found(build: Callable[..., Mini
 # ------------------------------------------------------------------------------------------------ published figures
 
 
-@pytest.fixture(scope="module")
-def reference(data_dir: Path) -> tuple[nn.Module, Examples]:
-    """The LeNet5 that advertorch published, and those of MNIST's first 100 test images that it classifies right."""
-    weights = data_dir.parent / "models" / "advertorch_lenet5_clntrained.pt"
-    if not weights.exists():
-        pytest.skip("the reference networks are not beside the data")
-    model = lenet5()
-    model.load_state_dict(torch.load(weights, weights_only=True, map_location="cpu"))
-    model.eval()
-    examples = Registry.discover().create("dataset", "mnist", {}).load("test", data_dir).head(100)
-    return model, examples.take(model(examples.images).argmax(1) == examples.labels)
-
-
 @pytest.mark.parametrize(
     ("attack", "norm", "published", "above"),
     [
@@ -292,10 +273,10 @@ def reference(data_dir: Path) -> tuple[nn.Module, Examples]:
     ids=lambda value: getattr(value, "name", value),
 )
 def test_medians_are_those_that_were_published(
-    reference, attack: Attack, norm: Norm, published: float, above: float
+    lenet5_on_mnist, attack: Attack, norm: Norm, published: float, above: float
 ) -> None:
     """Published for 10,000 images, here for 100; L1 may be far lower, as FMN is stronger there than FAB."""
-    model, examples = reference
+    model, examples = lenet5_on_mnist
 
     found = run(attack, model, examples, norm)
 
@@ -304,8 +285,8 @@ def test_medians_are_those_that_were_published(
     assert (0.75 if norm == "l1" else 0.95) * published <= median <= above * published
 
 
-def test_carlini_wagner_agrees_with_ddn(reference) -> None:
-    model, examples = reference
+def test_carlini_wagner_agrees_with_ddn(lenet5_on_mnist) -> None:
+    model, examples = lenet5_on_mnist
     few = examples.head(10)
 
     slow = run(carlini_wagner(search_steps=3, initial_c=1.0, learning_rate=0.05), model, few, "l2")
