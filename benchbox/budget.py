@@ -11,12 +11,12 @@ from benchbox.domain import Threat
 from benchbox.errors import ContractError
 
 
-def check_range(name: str, images: Tensor) -> None:
-    """Raise ContractError unless ``images`` are finite and in [0, 1]."""
+def check_range(name: str, images: Tensor, in_range: bool = True) -> None:
+    """Raise ContractError unless ``images`` are finite and, for an attack that is ``in_range``, in [0, 1]."""
     broken = int((~torch.isfinite(images)).flatten(1).any(1).sum())
     if broken:
         raise ContractError(f"attack {name!r} returned NaN or infinite pixels in {broken} of {len(images)} inputs")
-    if len(images) and (float(images.min()) < 0 or float(images.max()) > 1):
+    if in_range and len(images) and (float(images.min()) < 0 or float(images.max()) > 1):
         raise ContractError(
             f"attack {name!r} left the image range: pixels from {float(images.min()):.6g} to "
             f"{float(images.max()):.6g}; clamp to [0, 1] before returning"

@@ -74,6 +74,17 @@ def dynamic_state(before: Sequence[tuple[Tensor, Tensor]], after: Sequence[Tenso
     )  # fmt: skip
 
 
+def outside_range(adversarial: Tensor) -> Flag | None:
+    """Pixels of ``adversarial`` (n, c, h, w) lie outside [0, 1], as those of an attack that is not ``in_range`` may."""
+    left = int(((adversarial < 0) | (adversarial > 1)).flatten(1).any(1).sum())
+    if not left:
+        return None
+    return Flag(
+        "outside-image-range", f"{left} of {len(adversarial)} adversarial inputs have pixels outside [0, 1]: no images",
+        "read it beside the study that it repeats, or use the attack that clips",
+    )  # fmt: skip
+
+
 def of_attack(attack: Attack, stochastic: bool, classes: int) -> list[Flag]:
     """What speaks against ``attack`` before it has begun; ``stochastic``: what it meets answers at random."""
     found = (stochastic_without_eot(attack) if stochastic else None, too_few_classes(attack, classes))

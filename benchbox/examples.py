@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchbox.domain import Array
+from benchbox.domain import Array, Cell
 from benchbox.errors import StoreError
 from benchbox.identity import file_digest
 
@@ -38,15 +38,21 @@ def save_examples(folder: Path, key: str, index: Array, adversarial: Array) -> s
     return sha256
 
 
-def load_examples(folder: Path, key: str, sha256: str | None) -> tuple[Array, Array]:
-    """Read back ``(index, adversarial)``. Raises StoreError when the file is missing or is not the one stored."""
-    path = examples_path(folder, key, sha256 or "")
-    if sha256 is None or not path.is_file():
+def load_examples(folder: Path, cell: Cell, attacked: Array, sha256: str | None) -> tuple[Array, Array]:
+    """Read back ``(index, adversarial)`` of the ``attacked`` (n,) examples; a fixed set is kept once for all its cells.
+
+    Raises StoreError when the file is missing or is not the one stored.
+    """
+    keys = (cell.key, cell.intact.key) if cell.fixed else (cell.key,)
+    path = next((path for key in keys if (path := examples_path(folder, key, sha256 or "")).is_file()), None)
+    if sha256 is None or path is None:
         raise StoreError(
-            f"no adversarial examples of cell {key[:12]} in {folder}: "
+            f"no adversarial examples of cell {cell.key[:12]} in {folder}: "
             "run its grid with keep_examples = true and --recompute"
         )
     if file_digest(path) != sha256:
         raise StoreError(f"{path} is not the file that was stored (its SHA-256 differs): run its grid with --recompute")
     with np.load(path, allow_pickle=False) as archive:
-        return archive["index"], archive["adversarial"]
+        index, adversarial = archive["index"], archive["adversarial"]
+    own = attacked[index]
+    return (index, adversarial) if own.all() else (index[own], adversarial[own])

@@ -155,7 +155,7 @@ def _known(cells: Sequence[Cell], settings: Settings, tell: Tell) -> dict[str, t
         adversarial = np.empty(0, np.float32)
         try:
             if record.attacked.any():
-                _, adversarial = load_examples(folder, row.key, row.examples_sha256)
+                _, adversarial = load_examples(folder, row.cell, record.attacked, row.examples_sha256)
             found[row.key] = record, adversarial
         except StoreError as error:
             tell(f"computed anew: {error}")
@@ -178,7 +178,7 @@ def _computed(stage: Stage, cell: Cell) -> tuple[Record, Array]:
             raise DataError(f"{cell.label}: {outcome.error}")
         if not record.attacked.any():
             return record, np.empty(0, np.float32)
-        _, adversarial = load_examples(Path(folder), cell.key, outcome.examples_sha256)
+        _, adversarial = load_examples(Path(folder), cell, record.attacked, outcome.examples_sha256)
     return record, adversarial
 
 

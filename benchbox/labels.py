@@ -10,6 +10,7 @@ from typing import Any
 from benchbox.domain import CELL_PARTS, Cell, Component
 
 NONE = "none"  # how the absence of a defense is written
+FIXED = "fixed set"  # the examples of a perturbed model that were made on the intact one
 INTACT = "intact"  # and that of a weight perturbation
 
 
@@ -54,6 +55,8 @@ class Labels:
 
     def access(self, cell: Cell) -> str:
         """What the attacker of ``cell`` met; empty where there is no defense to know of."""
+        if cell.fixed:
+            return FIXED
         return f"{cell.access} from {self(cell.source)}" if cell.source else cell.access or ""
 
     def system(self, cell: Cell) -> Names:

@@ -162,6 +162,9 @@ class Recipe(Strict):
     seed: int = Field(
         default=0, ge=0, description="of the validation split, the order of images, augmentation and adversary"
     )
+    examples: int | None = Field(
+        default=None, ge=2, description="the first so many images of the train split, validation included; else all"
+    )
     validation: float = Field(
         default=0.1, gt=0, lt=1, description="share of the training images that chooses the best epoch"
     )

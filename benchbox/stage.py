@@ -56,6 +56,7 @@ class FixedSet:
 
     attempt: Attempt
     reached: Mapping[str, Tensor]  # how far each is from its clean input, by norm
+    kept: dict[Path, str] = field(default_factory=dict)  # the SHA-256 of its file, by the folder that holds it
 
 
 _RECENT: weakref.WeakKeyDictionary[Registry, OrderedDict[str, FixedSet]] = weakref.WeakKeyDictionary()

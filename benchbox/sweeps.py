@@ -62,9 +62,13 @@ def _group(cell: Cell) -> tuple[Any, ...]:
 
 
 def _unperturbed(cell: Cell) -> tuple[Any, ...]:
-    """What a perturbed system and its intact reference share; a sweep may run over several seeds."""
+    """What a perturbed system and its intact reference share; a sweep may run over several seeds.
+
+    A fixed set was made on the undefended intact model, who meets it as one who knows nothing of a defense.
+    """
     chain = (cell.dataset, cell.model, cell.defense)
-    return (*(part and part.digest for part in chain), attacker(cell), cell.examples, cell.precision)
+    met = ("oblivious" if cell.defense else None, None) if cell.fixed else attacker(cell)
+    return (*(part and part.digest for part in chain), met, cell.examples, cell.precision)
 
 
 def summarise(group: Sequence[System], others: Iterable[System], labels: Labels) -> Sweep:

@@ -68,7 +68,7 @@ def train(
     checkpoint = out_dir / f"{recipe_path.stem}.checkpoint.pt"
     with computing(None), global_seed(derive_seed(recipe.seed, "model")):
         dataset: Dataset = _create(registry, "dataset", recipe.dataset, recipe_path)
-        data = _load_data(recipe, dataset, data_dir, device)
+        data = _load_data(recipe, dataset, data_dir, device, recipe_path)
         model = _create(registry, "model", recipe.model, recipe_path).load(data_dir).to(device)
         _check_fit(model, data.validation, dataset.num_classes, recipe_path)
         drawn = torch.Generator().manual_seed(derive_seed(recipe.seed, "freeze"))
@@ -98,9 +98,15 @@ def _create(registry: Registry, kind: Kind, entry: Named, source: Path) -> Any:
         raise GridError(f"{source}:{kind}.name: {error}") from None
 
 
-def _load_data(recipe: Recipe, dataset: Dataset, data_dir: Path, device: str) -> _Data:
+def _load_data(recipe: Recipe, dataset: Dataset, data_dir: Path, device: str, source: Path) -> _Data:
     """The splits on ``device``. Validation is a part of the training split: never of calibration or test."""
     whole = dataset.load("train", data_dir)
+    if recipe.examples and recipe.examples > len(whole):
+        raise GridError(
+            f"{source}:examples: the train split has {len(whole):,} images. Set examples to {len(whole)} or less, "
+            "or leave it out"
+        )
+    whole = whole.head(recipe.examples or len(whole))
     rng = torch.Generator().manual_seed(derive_seed(recipe.seed, "validation"))
     order = torch.randperm(len(whole), generator=rng)
     held_out = min(max(1, round(len(whole) * recipe.validation)), len(whole) - 1)

@@ -12,7 +12,7 @@ from benchbox.budget import allowance, check_range, distances
 from benchbox.domain import Array, Cell, Record
 from benchbox.engine import Search
 from benchbox.errors import ContractError
-from benchbox.stage import Stage, verdicts
+from benchbox.stage import Stage, create, verdicts
 
 
 def verify(stage: Stage, cell: Cell, index: Tensor, found: Search) -> tuple[Record, Tensor]:
@@ -31,12 +31,12 @@ def verify(stage: Stage, cell: Cell, index: Tensor, found: Search) -> tuple[Reco
     handed_out, claimed = found.adversarial.float(), found.claimed
     if not len(index):
         return _record(stage, index, {}, {}), stage.examples.images
-    check_range(name, handed_out)
-    plugin = stage.registry.get("attack", name).plugin
+    attack: api.Attack = create(stage.registry, cell.attack)  # type: ignore[arg-type]
+    check_range(name, handed_out, attack.in_range)
     one_set = stage.fixed.get(cell.intact.key) if cell.fixed else None
     reached = {norm: far[index] for norm, far in one_set.reached.items()} if one_set else distances(clean, handed_out)
     limit = allowance(threat, stage.examples.images[0].numel())
-    if issubclass(plugin, api.MinimumNormAttack):
+    if isinstance(attack, api.MinimumNormAttack):
         near = reached[threat.norm] <= limit
         handed_out = torch.where(near[:, None, None, None], handed_out, clean)
         claimed = claimed & near
@@ -52,7 +52,7 @@ def verify(stage: Stage, cell: Cell, index: Tensor, found: Search) -> tuple[Reco
     adversarial[index] = handed_out
     stage.reseed("verdict", cell.identity())
     whole = None
-    if one_set and stage.judged and not issubclass(plugin, api.MinimumNormAttack):
+    if one_set and stage.judged and not isinstance(attack, api.MinimumNormAttack):
         everything = api.Examples(one_set.attempt.found.adversarial.float(), stage.examples.labels)
         whole = stage.judged(cell.intact.key, everything)
     answer = whole.take(index) if whole else verdicts(stage, api.Examples(handed_out, stage.examples.labels[index]))

@@ -38,7 +38,7 @@ def verify_cell(key: str, settings: Settings) -> Verification:
         raise StoreError(
             "verify needs the adversarial examples: set keep_examples = true and run its grid with --recompute"
         )
-    index, adversarial = load_examples(settings.examples_dir, row.key, row.examples_sha256)
+    index, adversarial = load_examples(settings.examples_dir, row.cell, record.attacked, row.examples_sha256)
 
     from benchbox.runtime import resolve_device
     from benchbox.worker import reverify

@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -34,10 +35,10 @@ from benchbox.domain import (
 )
 from benchbox.engine import Search
 from benchbox.errors import BenchboxError
-from benchbox.examples import save_examples
+from benchbox.examples import examples_path, save_examples
 from benchbox.identity import derive_seed
 from benchbox.registry import Registry
-from benchbox.stage import Attempt, Stage, create, prepare
+from benchbox.stage import Attempt, FixedSet, Stage, create, prepare
 from benchbox.variants import stages
 from benchbox.verdict import clean_record, verify
 
@@ -112,7 +113,8 @@ def evaluate(stage: Stage, cell: Cell, probes: tuple[Component, ...] = ()) -> Ou
 
 def _doubts(stage: Stage, cell: Cell, attempt: Attempt, record: Record) -> list[Flag]:
     """What speaks against the verdict, seen from its end."""
-    found = []
+    outside = checks.outside_range(attempt.found.adversarial)
+    found = [outside] if outside else []
     if record.robust.any():  # where everything was broken, vanishing gradients did not help
         found += attempt.vanishing
         found += _weaknesses(stage, cell, attempt, record)
@@ -166,13 +168,32 @@ def _keep(stage: Stage, cell: Cell, record: Record, adversarial: Tensor) -> tupl
     if folder is None or not record.attacked.any():
         return None, None
     index = record.attacked.nonzero()[0]
+    one_set = _one_set(stage, cell)
     try:
+        if one_set:
+            return _keep_set(one_set, folder, cell.intact.key), None
         return save_examples(folder, cell.key, index, adversarial.numpy()[index]), None
     except OSError as error:
         return None, Flag(
             "examples-not-kept", f"the adversarial examples could not be written: {error.strerror or error}",
             "free space or choose another output folder, and run the cell again to verify it later",
         )  # fmt: skip
+
+
+def _one_set(stage: Stage, cell: Cell) -> FixedSet | None:
+    """The fixed set that ``cell`` hands out as it is; what a minimum-norm attack hands out depends on the radius."""
+    if not cell.fixed or cell.attack is None:
+        return None
+    minimum = issubclass(stage.registry.get("attack", cell.attack.name).plugin, api.MinimumNormAttack)
+    return None if minimum else stage.fixed.get(cell.intact.key)
+
+
+def _keep_set(one_set: FixedSet, folder: Path, key: str) -> str:
+    """Write a fixed set once for all its cells; its SHA-256. Raises OSError when the disk refuses."""
+    if folder not in one_set.kept or not examples_path(folder, key, one_set.kept[folder]).is_file():
+        adversarial = one_set.attempt.found.adversarial.float().numpy()
+        one_set.kept[folder] = save_examples(folder, key, np.arange(len(adversarial)), adversarial)
+    return one_set.kept[folder]
 
 
 def _measure(stage: Stage, cell: Cell, component: Component, adversarial: Tensor) -> list[Measurement]:

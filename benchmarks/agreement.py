@@ -20,7 +20,7 @@ def table(databases: list[str]) -> list[list[str]]:
     """A line per model and threat for which both have a result."""
     ours: dict[tuple[str, str], Row] = {}
     theirs: dict[tuple[str, str], Row] = {}
-    for row in benchbox.open_results(*databases).rows():
+    for row in benchbox.open_results(databases).rows():
         if row.cell.attack and row.cell.threat:
             side = {"autoattack": ours, "autoattack-reference": theirs}.get(row.cell.attack.name)
             if side is not None:

@@ -9,6 +9,7 @@ on with a table ``[freeze]``, one per arm and seed; a grid that attacks what cam
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,48 +29,8 @@ from benchbox_reports.layer_sweeps import studies
 from benchbox_reports.synaptic_report import SynapticOptions, scores_of
 
 ARMS = {"everything": "", "fragile frozen": "layers = {layers}", "random frozen": "random = {count}"}
-SCORES = """
-name = "retraining-scores"
-examples = {examples}
-batch_size = {examples}
-[dataset]
-name = "{dataset}"
-[[model]]
-name = "{model}"
-weights = "{weights}"
-[[weight_perturbation]]
-name = "synaptic-filter"
-layer = "@each"
-range = "layer"
-sweep.filter = ["high-pass", "low-pass", "pulse"]
-pulse_width = {width}
-sweep.threshold = {{ start = 0.0, stop = 1.0, num = {points} }}
-[[threat]]
-norm = "linf"
-eps = {eps}
-[[attack]]
-name = "fgsm"
-[[probe]]
-name = "weight-density"
-"""
-RECIPE = """
-method = "standard"
-epochs = {epochs}
-batch_size = 64
-seed = {seed}
-keep = [{epochs}]
-[dataset]
-name = "{dataset}"
-[model]
-name = "{model}"
-weights = "{weights}"
-[optimiser]
-name = "adam"
-lr = {lr}
-{freeze}
-"""
-ATTACKS = """
-name = "retraining-attacks"
+GRID = """
+name = "retraining"
 examples = {examples}
 batch_size = {examples}
 [dataset]
@@ -82,16 +43,48 @@ norm = "linf"
 eps = {eps}
 [[attack]]
 name = "fgsm"
+"""
+FILTERS = """
+[[weight_perturbation]]
+name = "synaptic-filter"
+layer = "@each"
+range = "layer"
+sweep.filter = ["high-pass", "low-pass", "pulse"]
+pulse_width = {width}
+sweep.threshold = {{ start = 0.0, stop = 1.0, num = {points} }}
+[[probe]]
+name = "weight-density"
+"""
+PGD = """
 [[attack]]
 name = "pgd"
 steps = 20
 """
+RECIPE = """
+method = "standard"
+epochs = {epochs}
+batch_size = 64
+seed = {seed}
+keep = [{epochs}]
+{part}
+[dataset]
+name = "{dataset}"
+[model]
+name = "{model}"
+weights = "{weights}"
+[optimiser]
+name = "adam"
+lr = {lr}
+{freeze}
+"""
 
 
-def evaluate(text: str, settings: Settings, registry: Registry) -> Results:
-    """Run the grid in ``text``; its results."""
+def evaluate(
+    arguments: argparse.Namespace, files: Sequence[str], more: str, settings: Settings, registry: Registry
+) -> Results:
+    """Run the grid on the weights ``files``, with ``more`` tables in it; its results."""
     path = settings.output / "grid.toml"
-    path.write_text(text)
+    path.write_text((GRID + more).format(**vars(arguments) | {"files": json.dumps(list(files))}))
     summary = run(path, settings, registry, RunProgress(quiet=True))
     if summary.exit_code:
         raise BenchboxError("cells of the grid failed; see above")
@@ -110,8 +103,16 @@ def layer_scores(results: Results, field: str) -> dict[str, float]:
 
 
 def fragile_layers(scores: Mapping[str, float], tolerance: float) -> list[str]:
-    """The layers below -``tolerance``; where there is none, the one with the lowest score."""
+    """The layers below -``tolerance``; where there is none, the one with the lowest score.
+
+    Raises BenchboxError where all are below it, so that nothing would be left to train.
+    """
     fragile = [layer for layer, score in scores.items() if score < -tolerance]
+    if len(fragile) == len(scores):
+        raise BenchboxError(
+            f"all layers are fragile, the least of them with {max(scores.values()):+.3f}: freezing them leaves nothing "
+            f"to train. Raise --tolerance ({tolerance:g})"
+        )
     return fragile or [min(scores, key=lambda layer: scores[layer])]
 
 
@@ -119,13 +120,12 @@ def retrained(
     arguments: argparse.Namespace, freeze: Mapping[str, str], registry: Registry
 ) -> dict[str, tuple[str, int]]:
     """The weights after the last epoch of every arm and seed, by their file: arm and seed."""
-    made = {}
+    made, part = {}, f"examples = {arguments.images}" if arguments.images else ""
     for seed in range(arguments.seeds):
         for arm, table in freeze.items():
             path = arguments.out / f"{arm.replace(' ', '-')}-{seed}.toml"
-            path.write_text(
-                RECIPE.format(**vars(arguments) | {"seed": seed, "freeze": f"[freeze]\n{table}" if table else ""})
-            )
+            own = {"seed": seed, "part": part, "freeze": f"[freeze]\n{table}" if table else ""}
+            path.write_text(RECIPE.format(**vars(arguments) | own))
             train(path, registry, arguments.data_dir, arguments.out / "weights")
             made[str(arguments.out / "weights" / f"{path.stem}-epoch-{arguments.epochs}.safetensors")] = (arm, seed)
     return made
@@ -173,7 +173,8 @@ def main(words: Sequence[str] | None = None) -> int:
         ("dataset", "digits", "name of the data set"), ("model", "digits-cnn", "name of the network"),
         ("weights", "standard", "what is retrained: a shipped name or a file"), ("eps", 0.1, "L∞ radius"),
         ("examples", 360, "test images"), ("points", 13, "thresholds of each filter"), ("seeds", 5, "of each arm"),
-        ("epochs", 10, "of retraining"), ("lr", 0.001, "of Adam"), ("tolerance", 0.05, "of the classes"),
+        ("epochs", 10, "of retraining"), ("images", 0, "of the train split, validation included; 0: all"),
+        ("lr", 0.001, "of Adam"), ("tolerance", 0.05, "of the classes"),
         ("data-dir", Path("data"), "folder with data sets"), ("out", Path("runs/retraining"), "folder to write to"),
     ):  # fmt: skip
         parser.add_argument(
@@ -189,24 +190,25 @@ def main(words: Sequence[str] | None = None) -> int:
         executor="inline", keep_examples=False,
     )  # fmt: skip
     registry = Registry.discover()
-    scores = layer_scores(evaluate(SCORES.format(**vars(arguments)), settings, registry), arguments.score)
+    scored = evaluate(arguments, [arguments.weights], FILTERS, settings, registry)
+    scores = layer_scores(scored, arguments.score)
+    click.echo("\n".join(f"S {arguments.score} of {layer}: {score:+.3f}" for layer, score in scores.items()))
     layers = fragile_layers(scores, arguments.tolerance)
     network = registry.create("model", arguments.model, {"weights": arguments.weights}).load(arguments.data_dir)
     count = sum(part.numel() for layer in layers for part in network.get_submodule(layer).parameters())
     total = sum(part.numel() for part in network.parameters())
-    click.echo("\n".join(f"S {arguments.score} of {layer}: {score:+.3f}" for layer, score in scores.items()))
     if min(scores.values()) >= -arguments.tolerance:
         click.echo("no layer is fragile: the one with the lowest score stands in")
     click.echo(f"frozen: {', '.join(layers)}: {count:,} of {total:,} parameters")
-    freeze = {
-        arm: text.format(layers=list(map(str, layers)), count=count).replace("'", '"') for arm, text in ARMS.items()
-    }
+    freeze = {arm: text.format(layers=json.dumps(layers), count=count) for arm, text in ARMS.items()}
     made = retrained(arguments, freeze, registry)
-    files = str([arguments.weights, *made]).replace("'", '"')
-    values = accuracies(evaluate(ATTACKS.format(**vars(arguments) | {"files": files}), settings, registry))
-    click.echo(table(made, values, arguments.weights))
+    attacked = evaluate(arguments, [arguments.weights, *made], PGD, settings, registry)
+    click.echo(table(made, accuracies(attacked), arguments.weights))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except BenchboxError as error:
+        sys.exit(str(error))

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from benchbox.errors import BenchboxError
 from benchbox_models.weight_files import locate
 from benchmarks.retraining import fragile_layers, main, table
 
@@ -14,6 +15,11 @@ from benchmarks.retraining import fragile_layers, main, table
 def test_layers_below_the_tolerance_are_fragile_and_else_the_lowest_one() -> None:
     assert fragile_layers({"a": -0.2, "b": -0.05, "c": 0.3, "d": -0.06}, 0.05) == ["a", "d"]
     assert fragile_layers({"a": 0.2, "b": 0.1}, 0.05) == ["b"]
+
+
+def test_where_all_layers_are_fragile_nothing_is_left_to_train() -> None:
+    with pytest.raises(BenchboxError, match=r"all layers are fragile, the least of them with -0.100.* Raise --tol"):
+        fragile_layers({"a": -0.2, "b": -0.1}, 0.05)
 
 
 def test_differences_are_taken_seed_by_seed() -> None:

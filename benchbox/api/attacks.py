@@ -104,6 +104,8 @@ class Attack(Plugin):
     """Whether it steers towards clean images of other classes: ``AttackTarget.guides`` holds them."""
     batch_dependent: ClassVar[bool] = False
     """Whether an example's result depends on the others in its batch; the batch size is then part of the identity."""
+    in_range: ClassVar[bool] = True
+    """Whether what it hands out stays in [0, 1]. Where it does not, the result is flagged: those are no images."""
     mixed: ClassVar[bool] = False
     """Whether ``precision = "mixed"`` reaches it: then the engine lets it search in lower precision."""
     copies: ClassVar[bool] = True

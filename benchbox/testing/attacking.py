@@ -48,10 +48,10 @@ class Oracle(nn.Module):
 def check_attack(attack: api.Attack) -> None:
     """Check every promise of :class:`benchbox.api.Attack` and of its kind, on a linear model with 16 inputs.
 
-    For every norm, untargeted and (where the attack says so) targeted, with small and large budgets: image range,
-    budget, shape; inputs, weights and gradients left alone; equal streams give equal results, whatever the global
-    seed and (unless ``batch_dependent``) the batch; no more passes than announced; nothing learnt that ``needs``
-    rules out; a rejected input never claimed. Raises ContractError for the first broken one.
+    For every norm, untargeted and (where the attack says so) targeted, with small and large budgets: image range
+    (where it is ``in_range``), budget, shape; inputs, weights and gradients left alone; equal streams give equal
+    results, whatever the global seed and (unless ``batch_dependent``) the batch; no more passes than announced; nothing
+    learnt that ``needs`` rules out; a rejected input never claimed. Raises ContractError for the first broken one.
     """
     judge = check_plugin("attack", attack)
     judge.require(
@@ -150,7 +150,7 @@ def _check_inputs(judge: Judge, attack: api.Attack, threat: Threat, found: Searc
     """Range, budget, and whether what is claimed to be adversarial is."""
     judge = Judge(f"{judge.place} ({threat.label})")
     examples = _examples(threat.targeted)
-    check_range(attack.name, found.adversarial)
+    check_range(attack.name, found.adversarial, attack.in_range)
     reached = distances(examples.images, found.adversarial)[threat.norm]
     limit = allowance(threat, math.prod(SHAPE))
     judge.require(

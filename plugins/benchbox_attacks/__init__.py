@@ -23,6 +23,7 @@ def benchbox_attacks() -> list[type[api.Attack]]:
     from benchbox_attacks.fab import FAB
     from benchbox_attacks.feature_matching import FeatureMatching
     from benchbox_attacks.fgsm import FGSM
+    from benchbox_attacks.fgsm_unclipped import UnclippedFGSM
     from benchbox_attacks.fmn import FMN
     from benchbox_attacks.foolbox_adapter import Foolbox, FoolboxMinimumNorm
     from benchbox_attacks.mi_fgsm import MIFGSM
@@ -34,5 +35,5 @@ def benchbox_attacks() -> list[type[api.Attack]]:
     return [
         APGD, Art, ArtMinimumNorm, AutoAttack, AutoAttackReference, CarliniWagner, DDN, DeepFool, FAB, FGSM, FMN,
         FeatureMatching, Foolbox, FoolboxMinimumNorm, MIFGSM, OrthogonalPGD, PGD, SelectivePGD, Square, Torchattacks,
-        TorchattacksMinimumNorm, UniformNoise,
+        TorchattacksMinimumNorm, UnclippedFGSM, UniformNoise,
     ]  # fmt: skip

@@ -28,9 +28,17 @@ class FGSM(BudgetAttack):
         self, model: AttackTarget, x: Float[Tensor, "n c h w"], y: Int[Tensor, " n"], threat: Threat, rng: RowRandom
     ) -> Float[Tensor, "n c h w"]:
         """See :meth:`benchbox.api.BudgetAttack.perturb`."""
-        point = x.detach().clone().requires_grad_()
-        loss = adversarial_loss(model.logits(point, y, threat.targeted), y, threat).sum()
-        (gradient,) = torch.autograd.grad(loss, point)
+        gradient = loss_gradient(model, x, y, threat)
         if threat.norm == "l1":
             return linear_maximum(gradient, x, threat.eps)
         return project(x + threat.eps * steepest(gradient, threat.norm), x, threat.norm, threat.eps)
+
+
+def loss_gradient(
+    model: AttackTarget, x: Float[Tensor, "n c h w"], y: Int[Tensor, " n"], threat: Threat
+) -> Float[Tensor, "n c h w"]:
+    """The gradient, at ``x``, of the cross entropy that an attacker raises. One forward and one backward pass."""
+    point = x.detach().clone().requires_grad_()
+    loss = adversarial_loss(model.logits(point, y, threat.targeted), y, threat).sum()
+    (gradient,) = torch.autograd.grad(loss, point)
+    return gradient

@@ -21,11 +21,12 @@ class NeuronSensitivity(Probe):
     By ``layer:channel``: ``abs`` (σ); ``rel`` (the mean of ‖Δ‖₁ / (‖F(x)‖₁ + guard)); ``std`` (σ over the channel's
     standard deviation on the clean inputs: comparable between layers); ``norm-dx`` (σ over the mean change of a pixel:
     comparable between attacks); ``abs.broken`` and ``abs.held`` (σ where the adversarial input is accepted and
-    misclassified, and where not); ``abs.even`` and ``abs.odd`` (σ on either half of the data); ``rank`` (1 is the
-    highest σ of its layer, so ``rank <= k`` is its top k). By ``layer:*`` their means over the channels, the number of
-    ``channels``, of ``dead`` ones (always 0) and the ``position`` of the layer in the forward pass. By ``*:*`` the
-    numbers of pairs, of ``unmoved`` ones (x' = x: an attack may hand out nothing where it fails), and the mean change
-    of a pixel, ``dx``, in each group. What is undefined is NaN.
+    misclassified, and where not); ``abs.even`` and ``abs.odd`` (σ on either half of the data); with ``by_class``
+    ``abs.class.K`` (σ on the inputs of class K); ``rank`` (1 is the highest σ of its layer, so ``rank <= k`` is its
+    top k). By ``layer:*`` their means over the channels, the number of ``channels``, of ``dead`` ones (always 0) and
+    the ``position`` of the layer in the forward pass. By ``*:*`` the numbers of pairs, of ``unmoved`` ones (x' = x: an
+    attack may hand out nothing where it fails), and the mean change of a pixel, ``dx``, in each group. What is
+    undefined is NaN.
 
     Attacks that stop where they succeed move a broken input less than one that held, which ``dx`` shows: compare
     ``abs.broken`` with ``abs.held`` in proportion to it.
@@ -44,7 +45,7 @@ class NeuronSensitivity(Probe):
         before, welcome = answers(model, batch.clean, options.batch_size)
         after, accepted = answers(model, batch.adversarial, options.batch_size)
         pairs = welcome & (before == batch.labels)
-        groups = groups_of(pairs, accepted & (after != batch.labels))
+        groups = groups_of(pairs, accepted & (after != batch.labels), batch.labels if options.by_class else None)
         step = (batch.adversarial - batch.clean).abs().flatten(1).mean(1, dtype=torch.float64)
         pixel = {name: float(step[groups[name]].mean()) for name in ("all", "broken", "held")}
         comparison = Comparison(

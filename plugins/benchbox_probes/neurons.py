@@ -25,17 +25,22 @@ class NeuronOptions(api.Options):
     guard: float = Field(
         0.01, gt=0, description="added to the denominator of `rel`, in units of the channel's mean magnitude"
     )
+    by_class: bool = Field(False, description="whether σ is also given for the inputs of each true class apart")
     batch_size: int = Field(100, ge=1, description="inputs that pass through the network at once")
 
 
-def groups_of(pairs: Tensor, broken: Tensor) -> dict[str, Tensor]:
-    """The sets of ``pairs`` that are looked at: all, those whose prediction broke and held, and the two halves.
+def groups_of(pairs: Tensor, broken: Tensor, classes: Tensor | None = None) -> dict[str, Tensor]:
+    """The sets of ``pairs`` that are looked at: all, those whose prediction broke and held, the two halves, and those
+    of each of the ``classes`` (n,), where these are given.
 
     All bool (n,); the halves are the inputs of even and of odd number.
     """
+    found = [] if classes is None else sorted(set(classes.tolist()))
+    each = {f"class.{label}": pairs & (classes == label) for label in found}
     even = torch.arange(len(pairs), device=pairs.device) % 2 == 0
     return {
         "all": pairs, "broken": pairs & broken, "held": pairs & ~broken, "even": pairs & even, "odd": pairs & ~even,
+        **each,
     }  # fmt: skip
 
 

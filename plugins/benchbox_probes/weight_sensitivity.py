@@ -46,7 +46,8 @@ class WeightSensitivity(api.Probe):
         before, _ = answers(network, batch.clean, options.batch_size)
         with torch.no_grad():
             after = torch.cat([perturbed(images).argmax(1) for images in torch.split(batch.clean, options.batch_size)])
-        groups = groups_of(before == batch.labels, after != batch.labels)
+        classes = batch.labels if options.by_class else None
+        groups = groups_of(before == batch.labels, after != batch.labels, classes)
         comparison = Comparison(
             network, perturbed, batch.clean, batch.clean, groups, options.batch_size, options.guard
         )  # fmt: skip

@@ -11,7 +11,7 @@ import numpy as np
 
 from benchbox.domain import Component
 from benchbox.errors import StoreError
-from benchbox.labels import Labels
+from benchbox.labels import Labels, describe
 from benchbox.results import Results, Row
 from benchbox.sweeps import intact_of, robust_under, shared_attacks, split_sweeps, sweep_names
 from benchbox.systems import System, attack_id, systems
@@ -27,6 +27,7 @@ class Study:
 
     title: str
     model: str
+    network: str  # the model without its weights
     weights: str | None  # the model's option of this name
     filter: str
     attacks: tuple[str, ...]
@@ -86,13 +87,23 @@ def _study(results: Results, group: Sequence[System], intact: System, labels: La
     return Study(
         title=names.line + extra,
         model=names.model,
+        network=_network(group[0].cell.model),
         weights=weights if isinstance(weights, str) else None,
-        filter=names.perturbation + extra,
+        filter=names.perturbation + extra + (f", {names.access}" if names.access else ""),
         attacks=tuple(labels.attack(row.cell) for row in group[0].attacked if attack_id(row.cell) in shared),
         layers={name: _sweep(results, name, lines[name], intact, shared, counted) for name in order},
         examples=group[0].cell.examples,
         classes=_classes(results, intact),
     )
+
+
+def _network(model: Component) -> str:
+    """What trainings of one network share: the plugin's name, and its numbers and words but for where weights are."""
+    kept = {
+        name: value for name, value in model.options.items()
+        if isinstance(value, str | int) and name not in ("weights", "sha256", "init_seed")
+    }  # fmt: skip
+    return describe(model.name, kept)
 
 
 def _sweep(

@@ -40,8 +40,13 @@ NOISE = (
     "Under noise on the weights (‖Δ‖ / ‖W‖ = {level} in each layer) instead of the attack: σ_w, and what its most "
     "sensitive channels share with those above. Within one network channel numbers do correspond."
 )
+GLOBAL = 10  # channels in a list
+BY_CLASS = (
+    f"Most sensitive channels by σ on the inputs of each true class, the first {GLOBAL} of a layer's k. Channels in "
+    "many rows move whatever the class; what is in one row alone belongs to it."
+)
 UNDEFINED = "–"
-GLOBAL = 10  # channels in the list over all layers
+CLASS = "abs.class."
 
 
 def markdown(
@@ -68,6 +73,7 @@ def markdown(
         parts.append("There is no second model under this attack to compare with.")
     for name, model in models.items():
         parts += [f"## {markdown_text(name)}", APART, _broken_table(model, share), _global_list(model)]
+        parts += _class_table(model, share)
         parts += [_noise_table(model, shaken, share) for shaken in noise.get(name, ())]
     return "\n\n".join(parts) + "\n"
 
@@ -175,6 +181,22 @@ def _global_list(model: Neurons) -> str:
     return (
         f"Most sensitive of all layers by σ/sd (σ itself only tells which layers have large outputs): {best or 'none'}."
     )
+
+
+def _class_table(model: Neurons, share: float) -> list[str]:
+    """The most sensitive channels on the inputs of each true class; nothing where they were not measured apart."""
+    first = next(iter(model.layers.values()))
+    labels = sorted(int(name.removeprefix(CLASS)) for name in first if name.startswith(CLASS))
+    lines = []
+    for label in labels:
+        lists = (
+            top(columns[f"{CLASS}{label}"], top_count(len(columns["abs"]), share)) for columns in model.layers.values()
+        )
+        found = [", ".join(map(str, best[:GLOBAL])) or UNDEFINED for best in lists]
+        lines.append([str(label), _count(model.whole[f"pairs.class.{label}"]), *found])
+    heads = ["class", "pairs N", *map(markdown_text, model.layers)]
+    text = tuple(column for column in range(len(heads)) if column != 1)
+    return [BY_CLASS, _table(heads, lines, text)] if lines else []
 
 
 def _noise_table(model: Neurons, shaken: Neurons, share: float) -> str:

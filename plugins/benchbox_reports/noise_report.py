@@ -24,7 +24,8 @@ from benchbox_reports.noise_figure import draw
 from benchbox_reports.noise_scores import half_level, noise_area
 
 NOISE = "weight-noise"
-HEADERS = ("layer", "levels", "draws", "AUC clean", "half level", "largest sd", "AUC robust")
+HEADERS = ("layer", "levels", "draws", "AUC clean", "half level", "largest sd")
+ATTACKED = "AUC robust"
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +97,9 @@ class NoiseScores(api.Report):
 def _table(study: NoiseStudy) -> str:
     lines = [(_half(curve, study), _line(name, curve, study)) for name, curve in study.curves.items()]
     lines.sort(key=lambda line: float("inf") if line[0] is None else line[0])
-    align = ["left", *["right"] * (len(HEADERS) - 1)]
-    return tabulate([line for _, line in lines], HEADERS, tablefmt="pipe", colalign=align, disable_numparse=True)
+    heads = [*HEADERS, *([ATTACKED] if study.robust is not None else [])]
+    align = ["left", *["right"] * (len(heads) - 1)]
+    return tabulate([line for _, line in lines], heads, tablefmt="pipe", colalign=align, disable_numparse=True)
 
 
 EXPLAINED = (
@@ -115,8 +117,9 @@ def _half(curve: NoiseCurve, study: NoiseStudy) -> float | None:
 def _line(name: str, curve: NoiseCurve, study: NoiseStudy) -> list[str]:
     half = _half(curve, study)
     area = noise_area(curve.levels, curve.clean, study.intact)
-    robust_area = noise_area(curve.levels, curve.robust, study.robust) if curve.robust and study.robust else None
-    texts = ["∞" if half == float("inf") else _number(half, ".3g"), _number(curve.spread), _number(robust_area)]
+    texts = ["∞" if half == float("inf") else _number(half, ".3g"), _number(curve.spread)]
+    if study.robust is not None:
+        texts.append(_number(noise_area(curve.levels, curve.robust, study.robust) if curve.robust else None))
     return [markdown_text(layer_text(name)), str(len(curve.levels)), str(curve.draws), _number(area), *texts]
 
 

@@ -26,8 +26,8 @@ class SynapticTrainings(api.Report):
     """How the scores of ``synaptic-filter`` change over the epochs of a training, as mean and standard deviation over
     its initialisations, or from model to model: a page per data set, threat and filter, with a figure over epochs.
 
-    Epochs are known by the names of the weights that `benchbox train` writes for ``keep`` in a recipe; trainings that
-    differ in their names alone count as initialisations of one network.
+    Epochs are known by the names of the weights that `benchbox train` writes for ``keep`` in a recipe; trainings of
+    one network that differ in their names alone count as its initialisations.
     """
 
     name = "synaptic-trainings"

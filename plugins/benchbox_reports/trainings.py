@@ -36,20 +36,28 @@ class Training:
 
 
 def trainings(found: Sequence[Study], options: SynapticOptions) -> list[Training]:
-    """The studies of each filter that met two models or more."""
-    by_filter: dict[str, list[Study]] = {}
+    """The studies of each filter: the epochs of each network by themselves, all other models side by side.
+
+    Only where there are two or more.
+    """
+    networks: dict[tuple[str, str], list[Study]] = {}
     for study in found:
-        by_filter.setdefault(study.filter, []).append(study)
-    return [_training(title, group, options) for title, group in by_filter.items() if len(group) > 1]
+        networks.setdefault((study.network, study.filter), []).append(study)
+    groups: dict[tuple[str, bool], list[Study]] = {}
+    for (network, name), group in networks.items():
+        epochs = len(group) > 1 and all(KEPT.match(study.weights or "") for study in group)
+        groups.setdefault((f"{network} · {name}" if epochs else name, epochs), []).extend(group)
+    return [_training(*key, group, options) for key, group in groups.items() if len(group) > 1]
 
 
-def _training(title: str, group: Sequence[Study], options: SynapticOptions) -> Training:
-    epochs = [int(match["epoch"]) for study in group if (match := KEPT.match(study.weights or ""))]
+def _training(title: str, epochs: bool, group: Sequence[Study], options: SynapticOptions) -> Training:
     columns: dict[str, list[Mapping[str, Scores]]] = {}
-    if len(epochs) < len(group):
-        for study in group:
-            columns.setdefault(study.model, []).append(scores_of(study, options))
-        return Training(title, columns, epochs=False)
-    for epoch, study in sorted(zip(epochs, group, strict=True), key=lambda pair: pair[0]):
-        columns.setdefault(f"epoch {epoch}", []).append(scores_of(study, options))
-    return Training(title, columns, epochs=True)
+    for study in sorted(group, key=_epoch) if epochs else group:
+        head = f"epoch {_epoch(study)}" if epochs else study.model
+        columns.setdefault(head, []).append(scores_of(study, options))
+    return Training(title, columns, epochs)
+
+
+def _epoch(study: Study) -> int:
+    kept = KEPT.match(study.weights or "")
+    return int(kept["epoch"]) if kept else 0

@@ -117,6 +117,10 @@ def test_a_wrong_recipe_names_the_place(recipe: Callable[..., Path], replace: Ma
             {'"digits-cnn"': '"resnet18"\nin_channels = 1\nmean = [0]\nstd = [1]\nnum_classes = 7'},
             r"tiny.toml:model: gives outputs of shape \(7,\) and the data set has 10 classes. Set the model",
         ),
+        (
+            {"epochs = 2": "epochs = 2\nexamples = 5000"},
+            r"tiny.toml:examples: the train split has .* Set examples to \d+",
+        ),
         ({'"adam"': '"sgd"', "lr = 0.005": "lr = 1e30"}, "tiny.toml:optimiser.lr: the training loss became .*Lower lr"),
     ],
 )
@@ -265,6 +269,33 @@ def test_training_learns_and_describes_what_it_made(
     assert seen == list(result.history)
     best = max(seen, key=lambda epoch: (epoch.score, epoch.epoch))
     assert (card["best_epoch"], card["validation"]["clean_accuracy"]) == (best.epoch, best.clean)
+
+
+def test_a_recipe_can_train_on_the_first_images_alone(
+    recipe: Callable[..., Path], registry: Registry, tmp_path: Path
+) -> None:
+    class First(api.Dataset):
+        """What `digits` gives first: 100 images, of which a tenth validates."""
+
+        name, num_classes, shape = "first", 10, (1, 8, 8)
+
+        def load(self, split: str, data_dir: Path) -> api.Examples:
+            examples = registry.create("dataset", "digits", {}).load(split, data_dir)
+            return examples.head(100) if split == "train" else examples
+
+    class Provider:
+        @hookimpl
+        def benchbox_datasets(self) -> list[type[api.Dataset]]:
+            return [First]
+
+    registry_of_both = Registry.discover()
+    registry_of_both.register(Provider(), "first")
+
+    part = train(recipe(STANDARD, {"epochs = 2": "epochs = 2\nexamples = 100"}), registry, tmp_path, tmp_path / "part")
+    whole = train(recipe(STANDARD, {'"digits"': '"first"'}), registry_of_both, tmp_path, tmp_path / "whole")
+
+    assert part.card["validation"]["examples"] == 10
+    assert part.card["sha256"] == whole.card["sha256"]
 
 
 def test_adversarial_training_is_judged_by_robust_accuracy(

@@ -218,11 +218,13 @@ def test_probes_measure_clean_and_adversarial_inputs(outcomes: Callable[..., lis
 
 
 def test_adversarial_examples_are_kept_whole_and_checksummed(
-    outcomes: Callable[..., list[Outcome]], tmp_path: Path
+    outcomes: Callable[..., list[Outcome]], grid_file: GridFile, toys: Registry, tmp_path: Path
 ) -> None:
     (outcome,) = outcomes(replace=ONE)
+    (cell,) = expand(load_grid(grid_file(replace=ONE)), toys, tmp_path).cells
+    attacked = np.ones(12, bool)
 
-    index, adversarial = load_examples(tmp_path / "examples", outcome.key, outcome.examples_sha256)
+    index, adversarial = load_examples(tmp_path / "examples", cell, attacked, outcome.examples_sha256)
 
     assert index.tolist() == list(range(12))
     assert adversarial.shape == (12, 1, 4, 4)

@@ -130,6 +130,25 @@ def test_every_form_is_what_its_formula_says() -> None:
         assert [found[f"1:{channel}"][name] for channel in range(4)] == pytest.approx(values.tolist()), name
 
 
+def test_sigma_of_a_class_is_that_of_its_inputs_alone() -> None:
+    model, batch = small_network(), random_batch(move=0.5)
+    model[5].bias.data -= model(batch.clean).mean(0)  # so that all classes are predicted
+    batch = labelled(model, batch)
+    found = measure(model, batch, layers=["1"], by_class=True, batch_size=9)
+
+    for label in range(3):
+        own = batch.labels == label
+        alone = measure(model, api.Batch(batch.clean[own], batch.adversarial[own], batch.labels[own]), layers=["1"])
+        assert own.any()
+        assert found["*:*"][f"pairs.class.{label}"] == own.sum()
+        for channel in range(4):
+            assert found[f"1:{channel}"][f"abs.class.{label}"] == pytest.approx(alone[f"1:{channel}"]["abs"])
+
+
+def test_classes_are_not_taken_apart_unasked() -> None:
+    assert not any("class" in name for values in measure(small_network(), random_batch()).values() for name in values)
+
+
 @pytest.mark.parametrize("batch_size", [1, 7, 250])
 @pytest.mark.parametrize("probe", ["neuron-sensitivity", "weight-sensitivity"])
 def test_batches_change_nothing(probe: str, batch_size: int) -> None:

@@ -172,6 +172,20 @@ def test_a_page_compares_the_attack_with_noise_on_the_weights() -> None:
     assert [cells[0], cells[1], *cells[3:]] == ["stem", "16.5", "2 of 2", "0.0222", "1"]
 
 
+def test_the_most_sensitive_channels_of_each_class_are_listed() -> None:
+    values = measured(stem=[1.0, 2.0, 3.0])
+    values["*:*"] |= {"pairs.class.2": 7.0, "pairs.class.10": 3.0}
+    for channel, (two, ten) in enumerate([(0.1, 0.3), (0.5, 0.2), (0.4, 0.1)]):
+        values[f"stem:{channel}"] |= {"abs.class.2": two, "abs.class.10": ten}
+
+    page = markdown("t", {"m": neurons(values)}, {"m": 0.5}, {}, "f.png", 0.6, aligned=False)
+
+    lines = page.split("inputs of each true class", 1)[1].splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("|")]
+    assert cells[0] == ["class", "pairs N", "stem"]
+    assert cells[2:] == [["2", "7", "1"], ["10", "3", "0"]]
+
+
 # ---- from end to end
 
 

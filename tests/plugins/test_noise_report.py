@@ -56,10 +56,11 @@ def verdicts(share: float) -> str:
     return "1" * right + "0" * (20 - right)
 
 
-def point(layer: str, level: float, draw: int, clean: float) -> Row:
+def point(layer: str, level: float, draw: int, clean: float, attacked: bool = True) -> Row:
     options = {"layer": layer, "mode": "relative-norm", "level": level, "draw": draw, "include_bias": False}
     perturbation = part("weight_perturbation", "weight-noise", **options)
-    return made_row(clean=verdicts(clean), robust=verdicts(clean / 2), perturbation=perturbation, prefix_seed=0)
+    robust = verdicts(clean / 2) if attacked else None
+    return made_row(clean=verdicts(clean), robust=robust, perturbation=perturbation, prefix_seed=0)
 
 
 def study(tmp_path: Path, intact: bool = True) -> Results:
@@ -87,6 +88,17 @@ def test_the_most_critical_layer_comes_first(tmp_path: Path) -> None:
     assert float(lines[2][4]) == pytest.approx(0.1, abs=1e-3)
     assert lines[2][5:] == ["0.141", "0.667"]
     assert lines[3] == ["conv1", "4", "2", "1.000", "∞", "0.000", "1.000"]
+
+
+def test_where_nothing_was_attacked_there_is_no_column_for_it(tmp_path: Path) -> None:
+    noisy = [point("conv1", level, draw, 1.0, attacked=False) for level in LEVELS for draw in (0, 1)]
+    alone = published([made_row(clean=verdicts(1.0)), *noisy], tmp_path)
+
+    _, page = render(alone, tmp_path, classes=10)
+
+    table = [line for line in page.read_text().splitlines() if line.startswith("|")]
+    assert table[0].split("|")[-2].strip() == "largest sd"
+    assert [text.strip() for text in table[2].split("|")[1:-1]] == ["conv1", "4", "2", "1.000", "∞", "0.000"]
 
 
 def test_without_the_number_of_classes_there_is_no_half_level(tmp_path: Path) -> None:

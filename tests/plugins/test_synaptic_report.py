@@ -37,12 +37,12 @@ def verdicts(share: float) -> str:
     return "1" * right + "0" * (20 - right)
 
 
-def point(layer: str, threshold: float, clean: float, robust: float) -> Row:
+def point(layer: str, threshold: float, clean: float, robust: float, source: str | None = None) -> Row:
     perturbation = part(
         "weight_perturbation", "synaptic-filter", layer=layer, filter="high-pass", threshold=threshold,
         range="layer", scale="value", pulse_width=1 / 24,
     )  # fmt: skip
-    return made_row(clean=verdicts(clean), robust=verdicts(robust), perturbation=perturbation)
+    return made_row(clean=verdicts(clean), robust=verdicts(robust), perturbation=perturbation, source=source)
 
 
 def study(intact: Row | None, counted: bool = True) -> Results:
@@ -85,6 +85,21 @@ def test_scores_and_classes_of_a_sweep_by_hand(tmp_path):
     assert "On 20 examples under pgd (L∞ ε = 0.1)" in text
     assert "Fragile: below -0.05; antifragile: above 0.05" in text
     assert "by the rule: simpson" in text
+
+
+def test_a_fixed_set_is_compared_with_the_intact_model_that_it_was_made_on(tmp_path):
+    """The intact model meets its own examples white-box; what it had is the reference of a fixed set, too."""
+    rows = [INTACT]
+    nonzero = {INTACT.key: NONZERO}
+    for threshold in THRESHOLDS:
+        row = point("conv1", threshold, 1 - threshold, (1 - threshold) / 2, source="cnn")
+        rows.append(row)
+        nonzero[row.key] = NONZERO | {"conv1": round(100 * (1 - threshold))}
+
+    _, page, _ = render(Results(Counted(rows, nonzero=nonzero)), tmp_path)
+
+    assert "fixed set" in page.read_text().splitlines()[0]
+    assert table(page)["conv1"][2:7:2] == ["+0.000"] * 3
 
 
 def test_the_tolerance_and_the_first_step_are_options(tmp_path):
