@@ -62,7 +62,7 @@ def _answers(judge: Judge, defense: api.Defense, protected: api.Protected, image
     )
     judge.require(bool(torch.isfinite(logits).all()), "returns logits that are not finite")
     judge.require(isinstance(evidence, dict), f"gives a {type(evidence).__name__} as evidence, not a dictionary")
-    judge.require(bool(evidence) == defense.detects, "must give evidence exactly when it says detects = True")
+    judge.require(bool(evidence) or not defense.detects, "says detects = True and gives no evidence")
     for name, score in evidence.items():
         judge.require(
             isinstance(name, str)
@@ -72,6 +72,7 @@ def _answers(judge: Judge, defense: api.Defense, protected: api.Protected, image
             f"gives evidence {name!r} in another shape than one number for each of {count} images",
         )
     rejected = _verdict(judge, protected, evidence) if evidence else torch.zeros(count, dtype=torch.bool)
+    judge.require(defense.detects or not rejected.any(), "rejects images and does not say detects = True")
     return {"logits": logits, "rejected": rejected} | {f"evidence {name}": score for name, score in evidence.items()}
 
 

@@ -320,7 +320,8 @@ def test_sound_defenses_pass(plugin: type[Any]) -> None:
     (Bare, "returns a Linear, not an api.Protected"),
     (Spoils, "changes its argument model (1.weight)"),
     (SpoilsImages, "changes its argument calibration_images"),
-    (Silent, "must give evidence exactly when it says detects = True"),
+    (Silent, "rejects images and does not say detects = True"),
+    (detector_with(evidence=lambda self, x: {}), "says detects = True and gives no evidence"),
     (detector_with(evidence=lambda self, x: {"all": x.mean()[None]}), "one number for each of 8 images"),
     (detector_with(rejects=lambda self, evidence: evidence["brightness"]), "one bool per image"),
     (
