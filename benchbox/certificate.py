@@ -26,7 +26,7 @@ AFFINE = (nn.Conv2d, nn.Linear, nn.Flatten, nn.AvgPool2d, nn.BatchNorm2d, nn.Ide
 LARGEST = 1 << 23  # entries of the matrix of a layer: beyond, bounding its units one by one costs more than a search
 PROBED = 8  # examples in the first batch; when none of them is certified, no other is tried
 CHUNK = 32  # examples whose interval bounds are computed together
-TOGETHER = 256  # units of an example that are bounded together: more need more memory, and are no faster
+TOGETHER = 128  # units of an example that are bounded together: more need more memory, and are no faster
 SLACK = 1e-3
 """Share of the largest logit by which a margin must be above 0: float32 sums are off by a thousandth of that."""
 
@@ -188,7 +188,7 @@ class Certifier:
         low, high = middle - spread, middle + spread
         for at in range(len(low) if relus else 0):
             one = [relu.take(at) for relu in relus]
-            for open_ in torch.split(((low[at] < 0) & (high[at] > 0)).nonzero()[:, 0], TOGETHER):
+            for open_ in _portions(((low[at] < 0) & (high[at] > 0)).nonzero()[:, 0]):
                 tighter = self._bounds(matrix[open_], bias[open_], one, ball.take(at))
                 low[at, open_] = torch.maximum(low[at, open_], tighter[0])
                 high[at, open_] = torch.minimum(high[at, open_], tighter[1])
@@ -209,6 +209,14 @@ class Certifier:
             both = stage.back(both)
         middle, spread = both @ ball.centre[0] + constants, ball.spread(both)[0]
         return (middle - spread)[:count], (middle + spread)[count:]
+
+
+def _portions(units: Tensor) -> tuple[Tensor, ...]:
+    """``units`` in equal portions, the last one filled up with its last unit: other sizes would fragment the memory."""
+    if not len(units):
+        return ()
+    filled = torch.cat([units, units[-1:].expand(-len(units) % TOGETHER)])
+    return torch.split(filled, TOGETHER)
 
 
 def _between_relus(model: nn.Module) -> list[list[nn.Module]]:
