@@ -94,15 +94,18 @@ class _Stage:
         with torch.no_grad():
             out = self.layers(self.zero)
         quick_input_gradients(self.layers, self.zero.device)
+        self.graphs: dict[int, tuple[Tensor, Tensor]] = {}  # the layers are affine: a graph serves all rows of its size
         self.bias, self.out_shape = out[0].flatten(), out.shape[1:]
         self.entries = self.bias.numel() * self.zero.numel()
 
     def back(self, rows: Tensor) -> Tensor:
         """``rows`` (s, m) of a function of the output as rows (s, d) of the input."""
-        leaf = self.zero.new_zeros(len(rows), *self.shape).requires_grad_()
-        with torch.enable_grad():
-            out = self.layers(leaf)
-        return torch.autograd.grad(out, leaf, rows.reshape(out.shape))[0].flatten(1)
+        if len(rows) not in self.graphs:
+            leaf = self.zero.new_zeros(len(rows), *self.shape).requires_grad_()
+            with torch.enable_grad():
+                self.graphs[len(rows)] = leaf, self.layers(leaf)
+        leaf, out = self.graphs[len(rows)]
+        return torch.autograd.grad(out, leaf, rows.reshape(out.shape), retain_graph=True)[0].flatten(1)
 
     def matrix(self) -> Tensor:
         """(m, d), without the bias."""
@@ -197,18 +200,16 @@ class Certifier:
     def _bounds(self, rows: Tensor, constant: Tensor, relus: list[_Relu], ball: _Ball) -> _Bounds:
         """Bounds (s,) over one input's ball of linear functions of the last ReLUs' output: ``rows`` (s, m) with
         ``constant`` (s,) added."""
-        count = len(constant)
-        constants, both = torch.cat([constant, constant]), torch.cat([rows, rows])
+        both, constants = rows[None], constant.expand(2, -1)  # of the lower and of the upper bounds: (1 or 2, s, m)
         for stage, relu in zip(reversed(self.stages[: len(relus)]), reversed(relus), strict=True):
             up, down = both.clamp_min(0), both.clamp_max(0)
-            constants = constants + torch.cat([down[:count] @ relu.offset, up[count:] @ relu.offset])
-            low = up[:count] * relu.lower + down[:count] * relu.upper
-            high = up[count:] * relu.upper + down[count:] * relu.lower
-            both = torch.cat([low, high])
+            slopes = torch.stack([relu.lower, relu.upper])[:, None]
+            constants = constants + torch.stack([down[0] @ relu.offset, up[-1] @ relu.offset])
+            both = torch.addcmul(up * slopes, down, slopes.flip(0))
             constants = constants + both @ stage.bias
-            both = stage.back(both)
-        middle, spread = both @ ball.centre[0] + constants, ball.spread(both)[0]
-        return (middle - spread)[:count], (middle + spread)[count:]
+            both = stage.back(both.flatten(0, 1)).reshape(2, len(rows), -1)
+        middle, spread = both @ ball.centre[0] + constants, ball.spread(both.flatten(0, 1))[0].reshape(len(both), -1)
+        return (middle - spread)[0], (middle + spread)[1]
 
 
 def _portions(units: Tensor) -> tuple[Tensor, ...]:
