@@ -222,6 +222,8 @@ def _portions(units: Tensor) -> tuple[Tensor, ...]:
 
 def _between_relus(model: nn.Module) -> list[list[nn.Module]]:
     """The layers between the ReLUs of a chain, in order; nothing where ``model`` is none or has other layers."""
+    if any(part._forward_hooks or part._forward_pre_hooks for part in model.modules()):
+        return []  # a hook may put anything in the place of what a layer answers
     try:
         traced = fx.symbolic_trace(copy.deepcopy(model).eval())
     except Exception:  # control flow that depends on values, and whatever else a forward method does
@@ -237,12 +239,17 @@ def _between_relus(model: nn.Module) -> list[list[nn.Module]]:
         layer = _layer(node, modules)
         if isinstance(layer, nn.ReLU):
             groups.append([])
-        elif type(layer) in AFFINE:
-            groups[-1].append(layer)  # type: ignore[arg-type]
+        elif layer is not None and _is_affine(layer):
+            groups[-1].append(layer)
         else:
             return []
         before = node
     return []
+
+
+def _is_affine(layer: nn.Module) -> bool:
+    """Whether it is; a batch norm without running statistics looks at the batch."""
+    return type(layer) in AFFINE and getattr(layer, "running_mean", 0) is not None
 
 
 def _layer(node: fx.Node, modules: dict[str, nn.Module]) -> nn.Module | None:

@@ -114,6 +114,13 @@ def test_without_a_radius_the_bound_is_the_margin_less_the_slack() -> None:
     torch.testing.assert_close(margins[others], expected[others], rtol=0, atol=1e-5)
 
 
+def hooked() -> nn.Module:
+    """A convolution whose output something else replaces, as defenses of a layer do."""
+    model = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3))
+    model[0].register_forward_hook(lambda module, given, out: out.round())
+    return model
+
+
 class Residual(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -137,8 +144,10 @@ class Functions(Residual):
         (Residual(), False),
         (nn.Sequential(nn.Flatten(), nn.Linear(36, 3), nn.Softmax(1)), False),
         (nn.Sequential(nn.Flatten(), nn.Linear(36, 300_000)), False),
+        (hooked(), False),
+        (nn.Sequential(nn.BatchNorm2d(1, track_running_stats=False), nn.Flatten(), nn.Linear(36, 3)), False),
     ],
-    ids=["functions", "residual", "softmax", "too-large"],
+    ids=["functions", "residual", "softmax", "too-large", "hooked", "batch-statistics"],
 )
 def test_only_small_chains_can_be_bounded(model: nn.Module, possible: bool) -> None:
     certifier = Certifier(model, SHAPE)
