@@ -26,7 +26,7 @@ from benchbox.prefix import SharedPrefix
 
 __all__ = ["Forward", "Held", "Network", "SharedPass"]
 
-SAFETY = 3.0
+SAFETY = 2.0
 LOOKED_AT = 16
 """On how many inputs the model itself is asked, whatever the copy says."""
 TILE_BYTES = 4 * 2**20
