@@ -24,9 +24,10 @@ __all__ = ["NORMS", "Certifier"]
 NORMS = ("linf", "l2", "l1")
 AFFINE = (nn.Conv2d, nn.Linear, nn.Flatten, nn.AvgPool2d, nn.BatchNorm2d, nn.Identity, nn.Dropout, nn.Dropout2d)
 LARGEST = 1 << 23  # entries of the matrix of a layer: beyond, bounding its units one by one costs more than a search
-PROBED = 8  # examples in the first batch; when none of them is certified, no other is tried
-CHUNK = 32  # examples whose interval bounds are computed together
-TOGETHER = 128  # units of an example that are bounded together: more need more memory, and are no faster
+PROBED = 8  # examples in the first batch
+WORTH = 0.25  # share of the examples tried that must be certified to go on: else bounds cost more than they save
+CHUNK = 16  # examples whose interval bounds are computed together
+PORTION = 32  # units of a layer that are bounded together: more need more memory, and are no faster
 SLACK = 1e-3
 """Share of the largest logit by which a margin must be above 0: float32 sums are off by a thousandth of that."""
 
@@ -59,7 +60,7 @@ class _Ball:
     def spread(self, rows: Tensor) -> Tensor:
         """How far ``rows`` (s, d) of a linear function can move from their values at the centre, (n, s)."""
         if isinstance(self.radius, Tensor):
-            return self.radius @ rows.abs().t()
+            return torch.cat([self.radius @ part.abs().t() for part in torch.split(rows, PORTION)], dim=1)
         dual = rows.norm(dim=1) if self.norm == "l2" else rows.abs().amax(1)
         return self.radius * dual.expand(len(self.centre), -1)
 
@@ -109,8 +110,13 @@ class _Stage:
 
     def matrix(self) -> Tensor:
         """(m, d), without the bias."""
-        units = torch.eye(self.bias.numel()).to(self.bias)
-        return torch.cat([self.back(part) for part in torch.split(units, 256)])
+        full = torch.empty(self.bias.numel(), self.zero.numel()).to(self.bias)
+        for start in range(0, len(full), PORTION):
+            rows = full[start : start + PORTION]
+            units = rows.new_zeros(len(rows), len(full))
+            units.diagonal(start).fill_(1)
+            rows.copy_(self.back(units))
+        return full
 
 
 _Bounds = tuple[Tensor, Tensor]  # lower and upper ones
@@ -147,7 +153,7 @@ class Certifier:
             raise ValueError(f"no bound is known for the threat {threat.label}")
         found = torch.zeros(len(images), dtype=torch.bool)
         start = 0
-        while self.possible and start < len(images) and (start == 0 or found[:PROBED].any()):
+        while self.possible and start < len(images) and found[:start].sum() >= WORTH * start:
             stop = start + (CHUNK if start else PROBED)
             margins = self.margins(images[start:stop], labels[start:stop], threat)
             found[start:stop] = (margins > 0).all(1).cpu()
@@ -216,8 +222,8 @@ def _portions(units: Tensor) -> tuple[Tensor, ...]:
     """``units`` in equal portions, the last one filled up with its last unit: other sizes would fragment the memory."""
     if not len(units):
         return ()
-    filled = torch.cat([units, units[-1:].expand(-len(units) % TOGETHER)])
-    return torch.split(filled, TOGETHER)
+    filled = torch.cat([units, units[-1:].expand(-len(units) % PORTION)])
+    return torch.split(filled, PORTION)
 
 
 def _between_relus(model: nn.Module) -> list[list[nn.Module]]:
