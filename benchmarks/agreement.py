@@ -18,6 +18,11 @@ LISTED = 8  # examples that are named where the two differ
 
 def table(databases: list[str]) -> list[list[str]]:
     """A line per model and threat for which both have a result."""
+    return [_line(key, *sides) for key, sides in pairs(databases).items()]
+
+
+def pairs(databases: list[str]) -> dict[tuple[str, str], tuple[Row, Row]]:
+    """Our result and the official one, by model and threat."""
     ours: dict[tuple[str, str], Row] = {}
     theirs: dict[tuple[str, str], Row] = {}
     for row in benchbox.open_results(databases).rows():
@@ -25,7 +30,7 @@ def table(databases: list[str]) -> list[list[str]]:
             side = {"autoattack": ours, "autoattack-reference": theirs}.get(row.cell.attack.name)
             if side is not None:
                 side[_name(row), row.cell.threat.label] = row
-    return [_line(key, ours[key], theirs[key]) for key in ours if key in theirs]
+    return {key: (ours[key], theirs[key]) for key in ours if key in theirs}
 
 
 def _name(row: Row) -> str:
