@@ -39,3 +39,14 @@ def successes(
         return accepted_and_wrong(protected, found.adversarial, test.labels)
 
     return share(model, rejects=False), share(surrogate, rejects=detects)
+
+
+def assert_refusals_win(protected: Protected, model: nn.Module, images: torch.Tensor) -> None:
+    """The surrogate's last logit, that of "rejected", is the largest exactly where ``protected`` refuses the image; the
+    others are those of ``model``. Some images must be refused, and some not."""
+    logits = protected.surrogate()(images.clone().requires_grad_())
+
+    refused = protected.rejects(protected.evidence(images))
+    assert 0 < refused.sum() < len(images)
+    assert torch.equal(logits.argmax(1) == logits.shape[1] - 1, refused)
+    torch.testing.assert_close(logits[:, :-1].detach(), model(images))
