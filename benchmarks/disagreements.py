@@ -31,9 +31,10 @@ HEADERS = ("model", "threat", "images", "side", "broken %", *THEIRS, "seeds that
 def table(databases: list[str], data_dir: Path, seeds: int, chosen: str) -> Iterator[list[str]]:
     """Lines of each model and threat whose name contains ``chosen``."""
     registry = Registry.discover()
-    for (name, label), (ours, theirs) in pairs(databases).items():
+    for name, label, theirs, ours in pairs(databases):
         one, other = torch.from_numpy(ours.masks().robust), torch.from_numpy(theirs.masks().robust)
-        if chosen.lower() not in f"{name} {label}".lower() or torch.equal(one, other):
+        itself = theirs.cell.attack == ours.cell.attack
+        if itself or chosen.lower() not in f"{name} {label}".lower() or torch.equal(one, other):
             continue
         threat = ours.cell.threat
         assert threat is not None
