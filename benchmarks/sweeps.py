@@ -224,13 +224,18 @@ def compare(arguments: argparse.Namespace, given: list[str]) -> list[Figure]:
     goal = "" if arguments.inputs == "white-box" else f">= {GOALS[arguments.case, arguments.precision]:g}"
     (networks, images) = one.predictions.shape
     case = f"{arguments.case}-{arguments.inputs}-{arguments.precision}"
-    equal = float((one.predictions == other.predictions).mean())
+    same = one.predictions == other.predictions
+    kinds = ("clean",) if arguments.inputs == "clean" else ("clean", "adversarial")
+    halves = zip(kinds, np.split(same, len(kinds), axis=1), strict=True)
     return [
         Figure(f"sweep-{case}-networks", float(networks), f"networks, {images} verdicts each"),
         *(Figure(f"sweep-{case}-{name}", seconds[name], "s") for name in SIDES),
         *(Figure(f"sweep-{case}-{name}-memory", runs[name][-1].mebibytes, "MiB") for name in SIDES),
         Figure(f"sweep-{case}-memory-above", one.mebibytes - other.mebibytes, "MiB", "<= 1536"),
-        Figure(f"sweep-{case}-equal-predictions", 100 * equal, "%", "100"),
+        *(
+            Figure(f"sweep-{case}-{name}-equal", 100 * float(half.mean()), "% of predictions", "100")
+            for name, half in halves
+        ),
         Figure(f"sweep-{case}-loss-difference", float(np.abs(one.losses - other.losses).max()), "nats, the largest"),
         Figure(f"sweep-{case}-speedup", seconds["notebook"] / seconds["ours"], "x", goal),
         Figure(f"sweep-{case}-cpu-speedup", cpu["notebook"] / cpu["ours"], "x, by CPU time"),
