@@ -1,13 +1,18 @@
-"""Short names that tell components apart: the plugin's name, and the options in which its namesakes differ."""
+"""Short names that tell components apart: the plugin's name, and the options in which its namesakes differ.
+
+Over how many draws an attack averages (``eot_samples``) depends on what it meets: one where nothing is random. Attacks
+that differ in that alone have one name, unless a system met several of them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 from typing import Any
 
 from benchbox.domain import CELL_PARTS, Cell, Component
+from benchbox.systems import attacker, identity
 
 NONE = "none"  # how the absence of a defense is written
 FIXED = "fixed set"  # the examples of a perturbed model that were made on the intact one
@@ -34,18 +39,23 @@ class Labels:
     """Names of components, built once over all cells that are shown together: one component, one name everywhere."""
 
     def __init__(self, cells: Iterable[Cell]) -> None:
+        cells = list(cells)
+        self._shown = _without_draws(cells)
         namesakes: dict[tuple[str, str], dict[str, Component]] = {}
         for cell in cells:
             for part in (getattr(cell, name) for name in CELL_PARTS):
                 if part is not None:
-                    namesakes.setdefault((part.kind, part.name), {})[part.digest] = part
+                    shown = self._shown.get(part.digest, part)
+                    namesakes.setdefault((shown.kind, shown.name), {})[shown.digest] = shown
         self._labels: dict[str, str] = {}
         for group in namesakes.values():
             self._labels |= _distinct(list(group.values()))
 
     def __call__(self, part: Component | None, absent: str = NONE) -> str:
         """The name of ``part``; ``absent`` where there is none."""
-        return absent if part is None else self._labels.get(part.digest, part.name)
+        if part is None:
+            return absent
+        return self._labels.get(self._shown.get(part.digest, part).digest, part.name)
 
     def attack(self, cell: Cell) -> str:
         """The name of the attack of ``cell``, which says so when it is targeted or was stopped early."""
@@ -76,6 +86,20 @@ class Labels:
         seed = "" if cell.seed is None else f"seed {cell.seed}"
         texts = (self.system(cell).line, self.attack(cell), cell.threat.label if cell.threat else "", seed)
         return " · ".join(text for text in texts if text)
+
+
+def _without_draws(cells: Iterable[Cell]) -> dict[str, Component]:
+    """By digest the attacks that are shown without their draws: those of which no system met two that differ in
+    nothing else."""
+    drawn: dict[str, dict[tuple[Any, ...], dict[str, Component]]] = {}
+    for cell in cells:
+        if cell.attack and "eot_samples" in cell.attack.options:
+            options = {key: value for key, value in cell.attack.options.items() if key != "eot_samples"}
+            bare = replace(cell.attack, options=options)
+            met = drawn.setdefault(bare.digest, {}).setdefault((*identity(cell), attacker(cell)), {})
+            met[cell.attack.digest] = bare
+    alone = [systems for systems in drawn.values() if all(len(met) == 1 for met in systems.values())]
+    return {digest: bare for systems in alone for met in systems.values() for digest, bare in met.items()}
 
 
 def _distinct(namesakes: Sequence[Component]) -> dict[str, str]:

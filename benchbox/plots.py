@@ -24,7 +24,7 @@ from benchbox.errors import BenchboxError
 from benchbox.labels import Labels
 from benchbox.rows import Row
 from benchbox.sweeps import robust_under
-from benchbox.systems import Share, attack_id, systems
+from benchbox.systems import AttackId, Share, attack_id, systems
 from benchbox.tables import NORMS
 from benchbox.transfers import Matrix
 
@@ -101,10 +101,12 @@ def heat_map(rows: Sequence[Row]) -> Figure:
     dataset = _only("dataset", [row.cell.dataset.name for row in rows])
     threat = _only("threat", [_threat(row) for row in rows])
     labels = Labels(row.cell for row in rows)
-    attacks = {attack: labels.attack(row.cell) for row in rows if (attack := attack_id(row.cell))}
+    attacks: dict[str, set[AttackId]] = {}
+    for row in rows:
+        attacks.setdefault(labels.attack(row.cell), set()).update(filter(None, [attack_id(row.cell)]))
     found = systems(rows)
-    table = [[*(robust_under(system, {attack}) for attack in attacks), system.robust] for system in found]
-    heads = [*attacks.values(), "worst case"]
+    table = [[*(robust_under(system, named) for named in attacks.values()), system.robust] for system in found]
+    heads = [*attacks, "worst case"]
     names = [labels.system(system.cell).line for system in found]
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
         figure = Figure(figsize=(2.2 + 0.075 * max(map(len, names)) + 1.15 * len(heads), 1.9 + 0.42 * len(names)))

@@ -9,7 +9,7 @@ from benchbox.definitions import COLUMNS, Definition
 from benchbox.domain import Array, Cell, Cost, Flag, Score
 from benchbox.labels import Labels, Names
 from benchbox.statistics import mcnemar
-from benchbox.systems import Share, System, attack_id, worst_case
+from benchbox.systems import Share, System, worst_case
 
 SIGNIFICANT = 0.05
 """Neighbouring ranks whose McNemar p-value is not below this are marked as not significantly different."""
@@ -64,11 +64,8 @@ def requirements(definition: Definition, found: Iterable[System], labels: Labels
             Requirement(item.label, lambda cell, item=item: _whole(cell) and item.met_by(cell.attack))  # type: ignore[misc]
             for item in definition.required
         ]
-    attacks = {attack_id(row.cell): labels.attack(row.cell) for system in found for row in system.attacked}
-    return [
-        Requirement(label, lambda cell, wanted=wanted: attack_id(cell) == wanted)  # type: ignore[misc]
-        for wanted, label in attacks.items()
-    ]
+    attacks = dict.fromkeys(labels.attack(row.cell) for system in found for row in system.attacked)
+    return [Requirement(label, lambda cell, label=label: labels.attack(cell) == label) for label in attacks]  # type: ignore[misc]
 
 
 def _whole(cell: Cell) -> bool:
