@@ -19,8 +19,8 @@ from benchbox.batching import StepSearch
 from benchbox.certificate import NORMS, Certifier
 from benchbox.domain import Threat
 from benchbox.errors import ContractError
+from benchbox.fast_copy import lower_precision
 from benchbox.identity import derive_seed
-from benchbox.precision import lower_precision
 from benchbox.searching import Confirm, Meter, Progress, Search, Task, fools
 from benchbox.streams import RowRandom
 

@@ -17,9 +17,9 @@ from benchbox.batcher import Batcher
 from benchbox.domain import Cell, Component, Execution, Flag, Precision
 from benchbox.engine import Search
 from benchbox.errors import ContractError
+from benchbox.fast_copy import search_copy
 from benchbox.fitted import protect
 from benchbox.identity import derive_seed
-from benchbox.precision import search_copy
 from benchbox.registry import Registry
 
 GUIDES = 10  # calibration images of each class that may become guides
