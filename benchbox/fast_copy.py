@@ -173,9 +173,9 @@ def _traced(model: nn.Module, images: Tensor) -> tuple[nn.Module, dict[str, _Rol
             last = any(user.op == "output" for node in nodes for user in node.users)
             norm = str(norms[name].target) if name in norms else None
             roles[name] = _Role(norm, sizes.pop() if len(sizes) == 1 else None, last)
-    for name, norm in norms.items():
-        norm.replace_all_uses_with(calls[name][0])
-        traced.graph.erase_node(norm)
+    for name, node in norms.items():
+        node.replace_all_uses_with(calls[name][0])
+        traced.graph.erase_node(node)
     traced.recompile()
     return traced, roles
 
@@ -257,8 +257,7 @@ class _Convolution(_Layer):
         self.geometry: tuple[Any, ...] = part.stride, part.padding, part.dilation, part.groups
 
     def forward(self, x: Tensor) -> Tensor:
-        laid_out = x.to(self.dtype, memory_format=torch.channels_last)
-        return functional.conv2d(laid_out, self.weight, self.bias, *self.geometry)
+        return functional.conv2d(_channels_last(x.to(self.dtype)), self.weight, self.bias, *self.geometry)
 
     def _arranged(self, weight: Tensor) -> Tensor:
         return weight.contiguous(memory_format=torch.channels_last)
@@ -268,7 +267,15 @@ class _QuickGradient(_Convolution):
     """A convolution of few input channels, whose input gradient is a matrix product."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return Convolve.apply(x.to(self.dtype), self.weight, self.bias, *self.geometry[:3])
+        return Convolve.apply(_channels_last(x.to(self.dtype)), self.weight, self.bias, *self.geometry[:3])
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """``x`` (n, c, h, w), pixel by pixel in memory. Of one channel torch cannot tell, and takes it as it does others:
+    so it is told by the strides, else all layers up to the next convolution are four times as slow."""
+    if x.shape[1] != 1:
+        return x.contiguous(memory_format=torch.channels_last)
+    return x.reshape(len(x), *x.shape[2:], 1).permute(0, 3, 1, 2)
 
 
 class _MatrixProduct(_Convolution):
