@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from benchbox import api
-from benchbox.domain import Cell, Execution, Job, Outcome, Plan
+from benchbox.domain import Cell, Execution, Job, Outcome, Plan, Threat
 from benchbox.grid import expand, load_grid
 from benchbox.hookspecs import hookimpl
 from benchbox.registry import Registry
@@ -110,7 +110,26 @@ class Whole(api.WeightPerturbation):
         return nn.Sequential(copy.deepcopy(model), nn.Hardtanh(-0.1, 0.1))
 
 
+class Vandal(api.BudgetAttack):
+    """Against its contract it leaves what it is shown without weights."""
+
+    name = "vandal"
+    norms = ("linf",)
+    needs = "scores"
+
+    def perturb(
+        self, model: api.AttackTarget, x: Tensor, y: Tensor, threat: Threat, rng: api.RowRandom
+    ) -> Tensor:  # fmt: skip
+        for tensor in api.tensors_of(model).values():
+            tensor.zero_()
+        return (x + threat.eps).clamp(0, 1)
+
+
 class Plugins:
+    @hookimpl
+    def benchbox_attacks(self) -> list[type[api.Attack]]:
+        return [Vandal]
+
     @hookimpl
     def benchbox_models(self) -> list[type[api.Model]]:
         return [Small]
@@ -291,6 +310,15 @@ def test_a_transferred_example_is_searched_on_its_source_whatever_network_is_in_
         copy = stage.fast(stage.source(source), "float32")
 
         torch.testing.assert_close(copy(data_of_digits.images), built(Residual)(data_of_digits.images))
+
+
+def test_an_attack_that_destroys_the_copy_changes_no_verdict(
+    cells: Callable[..., tuple[Cell, ...]], registry: Registry
+) -> None:
+    attack = '[[threat]]\nnorm = "linf"\neps = 0.2\n[[attack]]\nname = "vandal"'
+    found = cells(attack)
+
+    assert_same(together(found, registry), one_by_one(found, registry))
 
 
 def test_under_attack_the_model_itself_sees_few_inputs(
