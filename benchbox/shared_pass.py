@@ -5,6 +5,9 @@ rounding. How far is measured for each network, on :data:`LOOKED_AT` inputs of t
 them those with the narrowest margins) and on every input that is looked at later. A prediction of the copy stands where
 its margin (the largest logit less the second) is more than ``SAFETY`` times the largest error of a difference of two
 logits that was met so far; the other inputs are run again through the model itself, in float32.
+
+Attacks on one of the networks search on the copy, too, and what they hand out is judged in the same way
+(:class:`InPlace`).
 """
 
 from __future__ import annotations
