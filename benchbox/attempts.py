@@ -18,7 +18,9 @@ from benchbox.budget import allowance, distances
 from benchbox.domain import BLIND, Cell, Flag, Threat
 from benchbox.engine import Search, Task, search_on_copy
 from benchbox.errors import ContractError
+from benchbox.fast_copy import lower_precision
 from benchbox.identity import derive_seed
+from benchbox.searching import Confirm
 from benchbox.stage import Attempt, FixedSet, Stage, create, guides
 from benchbox.streams import RowRandom
 
@@ -116,7 +118,8 @@ def search(
     )
     if attack.needs_guides:
         target.guides = guides(stage, target, cell)
-    vanishing = _gradient_flags(stage, target, index, cell) if attack.needs == "gradients" else []
+    copy = stage.fast(met, cell.precision) if attack.copies else met
+    vanishing = _gradient_flags(stage, target, copy, index, cell) if attack.needs == "gradients" else []
     stage.reseed("search", cell.identity())
     examples = api.Examples(stage.examples.images[index], aims(stage, cell, index))
     task = Task(
@@ -125,8 +128,7 @@ def search(
         start=start,
         max_passes=None if cell.max_passes is None else torch.full((len(index),), cell.max_passes),
     )  # fmt: skip
-    copy = stage.fast(met, cell.precision) if attack.copies else met
-    found = search_on_copy(attack, task, copy, stage.execution.batch_size)
+    found = search_on_copy(attack, task, copy, stage.execution.batch_size, _exact(stage, met, threat))
     flags = checks.of_attack(attack, adaptive and stage.stochastic, stage.dataset.num_classes)
     if found.halvings and (attack.batch_dependent or stage.stochastic):
         flags.append(checks.batch_halved(stage.execution.batch_size, found.batch_size))
@@ -145,14 +147,26 @@ def _unseen(images: Tensor, aims: Tensor) -> Tensor:
     return torch.zeros_like(aims, dtype=torch.bool)
 
 
-def _gradient_flags(stage: Stage, target: api.AttackTarget, index: Tensor, cell: Cell) -> list[Flag]:
-    """Whether gradients vanish; looked at once for all attackers who meet the same model."""
+def _exact(stage: Stage, met: nn.Module, threat: Threat) -> Confirm | None:
+    """What holds up claims of a search on a copy of ``met``, where that is not ``met`` itself."""
+    answers = stage.answers(met)
+    return None if answers is met else lambda images, aims: api.fooled(answers(images), aims, threat)
+
+
+def _gradient_flags(
+    stage: Stage, target: api.AttackTarget, copy: nn.Module, index: Tensor, cell: Cell
+) -> list[Flag]:  # fmt: skip
+    """Whether gradients vanish; looked at once for all attackers who meet the same model. A ``copy`` in float32 is
+    asked about the inputs' neighbours."""
     met = stage.met(cell)
     if met not in stage.gradient_flags and len(index):
         sample, device = index[: min(checks.PROBED, stage.batcher.size)], stage.execution.device
         images, labels = stage.examples.images[sample].to(device), stage.examples.labels[sample].to(device)
         streams = RowRandom.of_examples(derive_seed("indicators"), sample.to(device))
-        stage.gradient_flags[met] = indicators.of_gradients(target, images, labels, streams, stage.stochastic)
+        near = target if lower_precision(copy) else api.AttackTarget(copy, target.num_classes, target.rejects)
+        stage.gradient_flags[met] = indicators.of_gradients(
+            target, images, labels, streams, stage.stochastic, near, stage.batcher.size
+        )
         target.forwards = target.backwards = 0
     return stage.gradient_flags.get(met, [])
 

@@ -5,12 +5,15 @@ rounding. How far is measured for each network, on :data:`LOOKED_AT` inputs of t
 them those with the narrowest margins) and on every input that is looked at later. A prediction of the copy stands where
 its margin (the largest logit less the second) is more than ``SAFETY`` times the largest error of a difference of two
 logits that was met so far; the other inputs are run again through the model itself, in float32.
+
+Attacks on one of the networks search on the copy, too, and what they hand out is judged in the same way
+(:class:`InPlace`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,11 +23,11 @@ from torch.fx.passes.shape_prop import ShapeProp
 from benchbox import checks
 from benchbox.batcher import is_out_of_memory
 from benchbox.domain import Flag, Precision
-from benchbox.fast_copy import FastCopy
+from benchbox.fast_copy import FastCopy, SearchCopy
 from benchbox.precision import fast_dtype
 from benchbox.prefix import SharedPrefix
 
-__all__ = ["Forward", "Held", "Network", "SharedPass"]
+__all__ = ["Forward", "Held", "InPlace", "Network", "SharedPass"]
 
 SAFETY = 2.0
 LOOKED_AT = 16
@@ -45,6 +48,10 @@ class Network:
     asked: int = 0
     again: int = 0  # inputs that were run through the model itself
     flags: list[Flag] = field(default_factory=list)  # what is odd about its logits
+
+    def on_new_inputs(self) -> Network:
+        """The same network as it is asked about other inputs: the copy that answers for it has to be met anew."""
+        return replace(self, met=self.error is None, asked=0, again=0, flags=[])
 
 
 class Forward:
@@ -136,12 +143,26 @@ class SharedPass:
 
         Predictions are those of the model, as far as the rule of this module can tell.
         """
-        count = len(held.images)
-        network.asked += count
-        if self._copy is not None and (network.error is not None or not network.met):
+        return self._logits(held, network, lambda _: self._answers(held.activations(self._fast, self._tile), held))
+
+    @torch.no_grad()
+    def of_one(self, images: Tensor, network: Network) -> Tensor:
+        """:meth:`logits` of ``images`` (n, c, h, w) that no other network is asked about: a batch."""
+        return self._logits(Held(images, len(images)), network, lambda copy: copy.module(images).float())
+
+    def search_copy(self) -> SearchCopy | None:
+        """The whole copy with the weights that the model has now, if there is one."""
+        if self._copy is None:
+            return None
+        self._copy.follow(self.changed)
+        return SearchCopy(self._copy)
+
+    def _logits(self, held: Held, network: Network, answers: Callable[[FastCopy], Tensor]) -> Tensor:
+        network.asked += len(held.images)
+        if self._copy is not None and (network.error is not None or not network.met) and len(held.images):
             self._copy.follow(self.changed)
-            found = self._answers(held.activations(self._fast, self._tile), count)
-            known = torch.zeros(count, dtype=torch.bool, device=found.device)
+            found = answers(self._copy)
+            known = torch.zeros(len(found), dtype=torch.bool, device=found.device)
             if not network.met:
                 self._meet(network, held, found, known)
             if network.error is not None:
@@ -152,11 +173,13 @@ class SharedPass:
         """Measure the copy's error on some inputs; a network that is close on most is not asked of the copy."""
         chosen = _telling(found)
         exact = self._again(network, held, chosen)
-        error = _error(found[chosen], exact)
+        error = max(network.error or 0.0, _error(found[chosen], exact))
         network.flags = [flag for flag in (checks.softmax_output(exact),) if flag]
         found[chosen], known[chosen] = exact, True
         if bool((_margin(found) > SAFETY * error).float().mean() >= 0.5):
             network.met, network.shares, network.error = True, True, error
+        else:
+            network.error = None
 
     def _certain(self, network: Network, held: Held, found: Tensor, known: Tensor) -> Tensor:
         """``found``, and the model's own logits where the verdict is narrow and not ``known`` to be the model's."""
@@ -201,10 +224,29 @@ class SharedPass:
                 raise
             return False
 
-    def _answers(self, activations: Activations, count: int) -> Tensor:
+    def _answers(self, activations: Activations, held: Held) -> Tensor:
         """The copy's logits, tile by tile."""
+        count = len(held.images)
         parts = [self._fast.logits(_rows(activations, part, count)) for part in _slices(count, self._tile)]
         return torch.cat(parts).float()
+
+
+class InPlace:
+    """A network of a sweep as long as the model has its weights: to be attacked and judged."""
+
+    def __init__(self, shared: SharedPass, network: Network) -> None:
+        self._shared, self._network = shared, network
+
+    def search_copy(self) -> nn.Module | None:
+        """The copy, which has the network's weights until those of another one are followed; None where the copy does
+        not answer for it."""
+        return self._shared.search_copy() if self._network.error is not None else None
+
+    def answers(self) -> Callable[[Tensor], Tensor]:
+        """What gives the logits of new inputs (n, c, h, w), by the rule of this module: how far the copy is off is
+        measured anew, for these may be inputs that were looked for on the copy."""
+        network = self._network.on_new_inputs()
+        return lambda images: self._shared.of_one(images, network)
 
 
 def _telling(found: Tensor) -> Tensor:

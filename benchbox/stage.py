@@ -17,10 +17,11 @@ from benchbox.batcher import Batcher
 from benchbox.domain import Cell, Component, Execution, Flag, Precision
 from benchbox.engine import Search
 from benchbox.errors import ContractError
+from benchbox.fast_copy import search_copy
 from benchbox.fitted import protect
 from benchbox.identity import derive_seed
-from benchbox.precision import search_copy
 from benchbox.registry import Registry
+from benchbox.shared_pass import InPlace
 
 GUIDES = 10  # calibration images of each class that may become guides
 
@@ -95,6 +96,7 @@ class Stage:
     guides: dict[str, api.Examples] = field(default_factory=dict)  # by which model the attacker meets
     fixed: dict[str, FixedSet] = field(default_factory=dict)  # by the key of the intact model's cell
     judged: Callable[[str, api.Examples], Verdicts | None] | None = None  # a family's verdicts on a set, found together
+    in_place: InPlace | None = None  # of a network of a family: the undefended model
 
     def reseed(self, phase: str, *parts: Any) -> None:
         """Let the defense draw anew: attacker and verdict never meet the same noise, and no cell its neighbour's."""
@@ -105,7 +107,12 @@ class Stage:
         return cell.source.digest if cell.source else str(cell.access)
 
     def fast(self, module: nn.Module, precision: Precision) -> nn.Module:
-        """A faster copy of ``module`` for searches, or itself: a copied defense might share what it draws from."""
+        """A faster copy of ``module`` for searches, or itself: a copied defense might share what it draws from.
+
+        The copy of a network of a family is the family's, and holds as long as the network is in place.
+        """
+        if self.in_place and self._own(module) and (copy := self.in_place.search_copy()):
+            return copy
         plain = type(module) is api.Protected or module is self.undefended or module in self.sources.values()
         if not plain or self.stochastic:
             return module
@@ -113,6 +120,13 @@ class Stage:
             sample = self.examples.images[: min(checks.PROBED, self.batcher.size)].to(self.execution.device)
             self.copies[module, precision] = search_copy(module, sample, precision)
         return self.copies[module, precision]
+
+    def answers(self, module: nn.Module) -> Callable[[Tensor], Tensor]:
+        """What gives the logits by which ``module`` is judged."""
+        return self.in_place.answers() if self.in_place and self._own(module) else module
+
+    def _own(self, module: nn.Module) -> bool:
+        return module is self.protected or module is self.undefended
 
     def source(self, component: Component) -> nn.Module:
         """The model that examples are transferred from, undefended and with intact weights; loaded once.
@@ -254,10 +268,11 @@ def verdicts(stage: Stage, examples: api.Examples) -> Verdicts:
 
     Raises ContractError when the output has the wrong shape or is not finite.
     """
+    answers = stage.answers(stage.protected)
 
     def classify(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
-            answer = judge(stage.protected(images), labels, stage.dataset)
+            answer = judge(answers(images), labels, stage.dataset)
             evidence = stage.protected.evidence(images)
             rejected = stage.protected.rejects(evidence) if evidence else torch.zeros_like(labels, dtype=torch.bool)
         answer |= {"rejected": rejected}

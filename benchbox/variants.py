@@ -23,7 +23,7 @@ from benchbox.domain import Cell, Execution
 from benchbox.errors import ContractError
 from benchbox.prefix import SwappedWeights
 from benchbox.registry import Registry
-from benchbox.shared_pass import Forward, Held, Network, SharedPass
+from benchbox.shared_pass import Forward, Held, InPlace, Network, SharedPass
 from benchbox.stage import (
     Stage,
     Verdicts,
@@ -227,6 +227,7 @@ class _Sweep:
             Batcher(self.execution.batch_size, self.execution.device),
             flags=list(network.flags), notes=together.notes(judged), sources=self.intact.sources, fixed=self.fixed,
             judged=lambda name, examples: together.verdicts(judged, variant, name, examples),
+            in_place=together.in_place(judged, variant),
         )  # fmt: skip
         stage.clean = judged.verdicts[CLEAN]
         return stage
@@ -304,6 +305,13 @@ class _Together:
             raise judged.error
         return judged.verdicts.get(name)
 
+    def in_place(self, judged: _Variant, variant: _Variant) -> InPlace | None:
+        """The network ``judged``, whose weights are now in place as those of ``variant``, for attacks; None where its
+        weights are not among those that differ here."""
+        if self.shared is None or not variant.values.keys() <= self.shared.changed:
+            return None
+        return InPlace(self.shared, judged.network)
+
     def notes(self, variant: _Variant) -> dict[str, str]:
         """How the verdicts of a network came about, for its result's environment."""
         shared, network = self.shared, variant.network
@@ -316,4 +324,5 @@ class _Together:
             "forward": f"shared up to the perturbed layer; then a {kind} copy, and the model itself where it was close",
             "looked_at_twice": f"{network.again} of {network.asked}",
             "clean_loss": f"{kind}, batch norm folded",
+            "attacks": f"searched on the {kind} copy; judged by it, and by the model itself where it was close",
         }

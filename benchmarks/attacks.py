@@ -30,7 +30,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchbox import api, runtime
 from benchbox.domain import Precision, Threat
 from benchbox.engine import Task, run_task, search_on_copy
-from benchbox.precision import fast_dtype, search_copy
+from benchbox.fast_copy import search_copy
+from benchbox.precision import fast_dtype
 from benchbox.registry import Registry
 from benchmarks.figures import Figure, report
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from benchbox import api, runtime
 from benchbox.domain import Component, Threat
 from benchbox.engine import Task, search_on_copy
-from benchbox.precision import search_copy
+from benchbox.fast_copy import search_copy
 from benchbox.registry import Registry
 from benchmarks.agreement import pairs
 

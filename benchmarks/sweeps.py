@@ -3,7 +3,9 @@
 The notebook (InferLink) copies the network for each layer and threshold, filters the copy, and runs the whole test set
 through a DataLoader, for clean inputs (``--inputs clean``), for one fixed set of FGSM examples made on the intact
 network (``--inputs fixed``) or for FGSM examples made on each filtered network anew (``--inputs white-box``). Both
-sides make them and judge clean and adversarial inputs. White-box examples follow the sign of a gradient, which rounding
+sides make them and judge clean and adversarial inputs. With ``--steps`` the examples are those of PGD from the clean
+input; the loop takes all steps with all images, benchbox leaves those that are broken, whose predictions may then be
+other wrong ones. White-box examples follow the sign of a gradient, which rounding
 may turn where it is nearly zero, so that their losses may differ. ``--case resnet18`` is the CIFAR-style
 network (3×3 stem, 32×32 images), on random images and untrained where no data set and weights are given. Each
 side runs in a process of its own, one after the other, with the same number of threads. Losses are compared as well:
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import os
 import subprocess
 import sys
@@ -78,13 +81,18 @@ def grid_of(arguments: argparse.Namespace) -> GridFile:
     swept = {"layer": layers, "threshold": thresholds}
     filters = {"name": "synaptic-filter", "filter": "high-pass", "range": "layer", "sweep": swept}
     attacked: dict[str, Any] = {
-        "threat": [{"norm": "linf", "eps": EPS}], "attack": [{"name": "fgsm"}], "perturbed_access": [arguments.inputs]
+        "threat": [{"norm": "linf", "eps": EPS}], "attack": [_attack(arguments.steps)],
+        "perturbed_access": [arguments.inputs],
     }  # fmt: skip
     return GridFile.model_validate({
         **({} if arguments.inputs == "clean" else attacked), "precision": arguments.precision,
         "name": "sweep", "examples": arguments.images, "batch_size": arguments.batch_size, "model": [model],
         "dataset": {"name": arguments.dataset} if arguments.dataset else noise, "weight_perturbation": [filters],
     })  # fmt: skip
+
+
+def _attack(steps: int) -> dict[str, Any]:
+    return {"name": "pgd", "steps": steps, "random_start": False} if steps > 1 else {"name": "fgsm"}
 
 
 def cells_of(arguments: argparse.Namespace, registry: Registry) -> tuple[Cell, ...]:
@@ -128,7 +136,8 @@ def notebook(arguments: argparse.Namespace) -> Side:
     model = create(registry, cells[0].model).load(_data_dir()).eval()
     examples: api.Examples = create(registry, cells[0].dataset).load("test", _data_dir()).head(arguments.images)
     before, started, cpu = _reset_peak(), time.perf_counter(), time.process_time()
-    adversarial = fgsm(model, examples, arguments.batch_size) if arguments.inputs == "fixed" else None
+    attack = functools.partial(pgd, steps=arguments.steps) if arguments.steps > 1 else fgsm
+    adversarial = attack(model, examples, arguments.batch_size) if arguments.inputs == "fixed" else None
     answers = []
     for cell in cells:
         options = cell.weight_perturbation.options if cell.weight_perturbation else {}
@@ -136,7 +145,7 @@ def notebook(arguments: argparse.Namespace) -> Side:
         high_pass(filtered.get_submodule(options["layer"]), options["threshold"])
         clean = evaluate(filtered, examples, arguments.batch_size)
         if arguments.inputs == "white-box":
-            adversarial = fgsm(filtered, examples, arguments.batch_size)
+            adversarial = attack(filtered, examples, arguments.batch_size)
         if adversarial is not None:
             attacked = evaluate(filtered, adversarial, arguments.batch_size)
             met = clean[0] == examples.labels  # the others carry their clean values in our records
@@ -153,12 +162,26 @@ def fgsm(model: torch.nn.Module, examples: api.Examples, batch_size: int) -> api
     """One step of ``EPS`` along the sign of the gradient, within [0, 1]."""
     found = []
     for images, labels in DataLoader(TensorDataset(examples.images, examples.labels), batch_size=batch_size):
-        point = images.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(
-            torch.nn.functional.cross_entropy(model(point), labels, reduction="sum"), point
-        )
-        found.append((images + EPS * gradient.sign()).clamp(0, 1))
+        found.append((images + EPS * gradient(model, images, labels).sign()).clamp(0, 1))
     return api.Examples(torch.cat(found), examples.labels)
+
+
+def pgd(model: torch.nn.Module, examples: api.Examples, batch_size: int, steps: int) -> api.Examples:
+    """So many steps of 2.5 ``EPS`` / steps, each projected, from the clean image."""
+    found = []
+    for images, labels in DataLoader(TensorDataset(examples.images, examples.labels), batch_size=batch_size):
+        point, low, high = images, (images - EPS).clamp_min(0), (images + EPS).clamp_max(1)
+        for _ in range(steps):
+            point = (point + 2.5 * EPS / steps * gradient(model, point, labels).sign()).clamp(low, high)
+        found.append(point)
+    return api.Examples(torch.cat(found), examples.labels)
+
+
+def gradient(model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Of the cross entropy, with respect to the images."""
+    point = images.clone().requires_grad_()
+    loss = torch.nn.functional.cross_entropy(model(point), labels, reduction="sum")
+    return torch.autograd.grad(loss, point)[0]
 
 
 @torch.no_grad()
@@ -223,7 +246,8 @@ def compare(arguments: argparse.Namespace, given: list[str]) -> list[Figure]:
     one, other = (runs[name][-1] for name in SIDES)
     goal = "" if arguments.inputs == "white-box" else f">= {GOALS[arguments.case, arguments.precision]:g}"
     (networks, images) = one.predictions.shape
-    case = f"{arguments.case}-{arguments.inputs}-{arguments.precision}"
+    pgd = f"-pgd-{arguments.steps}" if arguments.steps > 1 else ""
+    case = f"{arguments.case}-{arguments.inputs}{pgd}-{arguments.precision}"
     same = one.predictions == other.predictions
     kinds = ("clean",) if arguments.inputs == "clean" else ("clean", "adversarial")
     halves = zip(kinds, np.split(same, len(kinds), axis=1), strict=True)
@@ -233,7 +257,7 @@ def compare(arguments: argparse.Namespace, given: list[str]) -> list[Figure]:
         *(Figure(f"sweep-{case}-{name}-memory", runs[name][-1].mebibytes, "MiB") for name in SIDES),
         Figure(f"sweep-{case}-memory-above", one.mebibytes - other.mebibytes, "MiB", "<= 1536"),
         *(
-            Figure(f"sweep-{case}-{name}-equal", 100 * float(half.mean()), "% of predictions", "100")
+            Figure(f"sweep-{case}-{name}-equal", 100 * float(half.mean()), "% of predictions", "" if pgd else "100")
             for name, half in halves
         ),
         Figure(f"sweep-{case}-loss-difference", float(np.abs(one.losses - other.losses).max()), "nats, the largest"),
@@ -246,6 +270,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--case", choices=[*CASES], default="torchvision")
     parser.add_argument("--inputs", choices=["clean", "fixed", "white-box"], default="clean")
+    parser.add_argument("--steps", type=int, default=1, help="of the attack: 1 is FGSM, more are PGD")
     parser.add_argument("--precision", choices=["float32", "mixed"], default="float32")
     parser.add_argument("--dataset", help="a data set by name, such as mnist; by default random images")
     parser.add_argument("--weights", help="weight file of the network; by default it is untrained")

@@ -11,7 +11,8 @@ from benchbox import api
 
 
 class WeightDensity(api.Probe):
-    """Per convolution and linear layer its number of weights, how many are not zero, and their share, the density.
+    """Per convolution and linear layer its number of weights, how many are not zero, and their share, the density; and
+    its ``position`` among the network's modules, for reports to list layers by.
 
     Beside the intact model's it says which share of its weights a filter or pruning has kept. Layers that share one
     parameter count once, by their first name. Biases are not looked at.
@@ -32,5 +33,6 @@ class WeightDensity(api.Probe):
             seen.add(id(weight))
             count = weight.numel()
             nonzero = int(weight.count_nonzero())
-            found[name or "layer"] = {"weights": count, "nonzero": nonzero, "density": nonzero / count}
+            values = {"weights": count, "nonzero": nonzero, "density": nonzero / count, "position": len(found)}
+            found[name or "layer"] = values
         return found

@@ -17,7 +17,8 @@ class WeightNorms(Probe):
 
     By layer: ``frobenius`` (of its weights: all that is not a bias), ``bias`` (Euclidean norm), ``spectral`` (the
     largest singular value of the weights as a matrix [outputs, rest]; of a convolution that is not the norm of the
-    linear map, which depends on the size of the image) and ``parameters``. For all layers, the subject ``*``: the root
+    linear map, which depends on the size of the image), ``parameters``, and its ``position`` among the network's
+    modules, for reports to list layers by. For all layers, the subject ``*``: the root
     of the sum of squares of ``frobenius``, ``bias`` and, as ``total``, both; ``sum-of-norms`` (of all tensors, biases
     included: what the ground-model study called total norm); the largest ``spectral``, and ``spectral-product``, the
     product over layers (without normalisations, whose weights are no matrices); ``parameters``. A tied tensor counts
@@ -29,7 +30,9 @@ class WeightNorms(Probe):
     def measure(self, model: nn.Module, batch: Batch, rng: torch.Generator) -> Mapping[str, Mapping[str, float]]:
         """See :meth:`benchbox.api.Probe.measure`; looks at no input."""
         layers = parameters_of(network_in(model))
-        measured = {layer: _norms(tensors) for layer, tensors in layers.items()}
+        measured = {
+            layer: _norms(tensors) | {"position": float(place)} for place, (layer, tensors) in enumerate(layers.items())
+        }
         norms = [float(tensor.detach().double().norm()) for part in layers.values() for tensor in part.values()]
         spectral = [values["spectral"] for values in measured.values() if "spectral" in values]
         total = {

@@ -15,6 +15,7 @@ from benchbox.labels import Labels, describe
 from benchbox.results import Results, Row
 from benchbox.sweeps import intact_of, robust_under, shared_attacks, split_sweeps, sweep_names
 from benchbox.systems import System, attack_id, systems
+from benchbox_reports.layer_order import in_order, positions
 from benchbox_reports.synaptic_scores import LayerSweep
 
 FILTER = "synaptic-filter"
@@ -80,8 +81,8 @@ def _study(results: Results, group: Sequence[System], intact: System, labels: La
     for system in group:
         lines.setdefault(str(_options(system).get("layer", "*")), []).append(system)
     counted = _nonzero(results, intact)
-    order = [*(name for name in counted if name in lines), *(name for name in lines if name not in counted)]
     width = _options(group[0]).get("pulse_width") if _options(group[0]).get("filter") == "pulse" else None
+    places = positions(results, intact)
     names, extra = sweep_names(group, labels), "" if width is None else f", width {width:.3g}"
     weights = group[0].cell.model.options.get("weights")
     return Study(
@@ -91,7 +92,7 @@ def _study(results: Results, group: Sequence[System], intact: System, labels: La
         weights=weights if isinstance(weights, str) else None,
         filter=names.perturbation + extra + (f", {names.access}" if names.access else ""),
         attacks=tuple(labels.attack(row.cell) for row in group[0].attacked if attack_id(row.cell) in shared),
-        layers={name: _sweep(results, name, lines[name], intact, shared, counted) for name in order},
+        layers={name: _sweep(results, name, lines[name], intact, shared, counted) for name in in_order(lines, places)},
         examples=group[0].cell.examples,
         classes=_classes(results, intact),
     )

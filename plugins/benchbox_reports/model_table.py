@@ -14,6 +14,7 @@ from benchbox import api
 from benchbox.render import markdown_text
 from benchbox.results import Results
 from benchbox.tables import MISSING
+from benchbox_reports.layer_order import in_order
 from benchbox_reports.networks import ALL, NetworkRow, networks
 
 QUANTITIES = {
@@ -89,13 +90,13 @@ def _by_layer(name: str, title: str, rows: Sequence[NetworkRow]) -> str:
 
 
 def _layers(rows: Iterable[NetworkRow], name: str) -> list[str]:
-    """The layers for which one of the networks has this value, in the order of the networks."""
-    return list(
-        dict.fromkeys(
-            layer for row in rows for layer, values in row.norms.items() if layer not in (ALL, "@input")
-            and name in values
-        )
-    )  # fmt: skip
+    """The layers for which one of the networks has this value, network by network in the order of its modules."""
+    found: dict[str, None] = {}
+    for row in rows:
+        places = {layer: place for layer in row.norms if (place := row.value(layer, "position")) is not None}
+        own = [layer for layer, values in row.norms.items() if layer not in (ALL, "@input") and name in values]
+        found |= dict.fromkeys(in_order(own, places))
+    return list(found)
 
 
 def _examples(rows: Sequence[NetworkRow]) -> str:

@@ -11,7 +11,9 @@ from benchbox.results import Measured, Results, Row
 ALL = "*"
 """The probes' subject for all layers together."""
 PROBES = {
-    "weight-norms": {name: name for name in ("frobenius", "spectral", "total", "sum-of-norms", "parameters")},
+    "weight-norms": {
+        name: name for name in ("frobenius", "spectral", "total", "sum-of-norms", "parameters", "position")
+    },
     "gradient-norms": {"clean.weights": "gradient"},
 }
 """Which values of which probe are taken, and what they are called here."""

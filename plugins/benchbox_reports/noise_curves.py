@@ -5,10 +5,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from benchbox.sweeps import robust_under, shared_attacks
 from benchbox.systems import System
+from benchbox_reports.layer_order import in_order
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +30,19 @@ class NoiseCurve:
         return max(self.clean_sd) if self.clean_sd else None
 
 
-def curves(group: Iterable[System]) -> dict[str, NoiseCurve]:
-    """The curves of the points of one sweep by layer, with other options that differ; level 0 has no logarithm."""
+def curves(group: Iterable[System], places: Mapping[str, float] = MappingProxyType({})) -> dict[str, NoiseCurve]:
+    """The curves of the points of one sweep by layer, in the order of the layers' ``places``, with other options that
+    differ; level 0 has no logarithm."""
     group = list(group)
+    layers = in_order(dict.fromkeys(_layer(system) for system in group), places)
+    group.sort(key=lambda system: layers.index(_layer(system)))
     shared = shared_attacks(group)
     lines: dict[str, dict[float, list[System]]] = {}
     for system in group:
         options = _options(system)
         if options.get("level", 0) > 0:
             extra = "".join(f", {name}" for name in ("include_bias", "include_batch_norm") if options.get(name))
-            name = str(options.get("layer", "*")) + extra.replace("include_", "with ")
+            name = _layer(system) + extra.replace("include_", "with ")
             lines.setdefault(name, {}).setdefault(float(options["level"]), []).append(system)
     return {name: _curve(dict(sorted(by_level.items())), shared) for name, by_level in lines.items()}
 
@@ -62,6 +67,10 @@ def _curve(by_level: Mapping[float, Sequence[System]], attacks: Any) -> NoiseCur
 def layer_text(name: str) -> str:
     """The name of a curve as people read it."""
     return name.replace("*", "all layers", 1) if name.startswith("*") else name
+
+
+def _layer(system: System) -> str:
+    return str(_options(system).get("layer", "*"))
 
 
 def _options(system: System) -> Mapping[str, Any]:

@@ -19,6 +19,7 @@ from benchbox.sweeps import intact_of, robust_under, shared_attacks, split_sweep
 from benchbox.systems import System, systems
 from benchbox.tables import MISSING
 from benchbox_reports.figures import FigureOptions, by_figure, data_name, threat_text
+from benchbox_reports.layer_order import positions
 from benchbox_reports.noise_curves import NoiseCurve, curves, layer_text
 from benchbox_reports.noise_figure import draw
 from benchbox_reports.noise_scores import half_level, noise_area
@@ -87,7 +88,7 @@ class NoiseScores(api.Report):
             robust = robust_under(intact, shared_attacks(group))
             made.append(
                 NoiseStudy(
-                    sweep_names(group, labels).line, curves(group), intact.clean.value,
+                    sweep_names(group, labels).line, curves(group, positions(results, intact)), intact.clean.value,
                     robust.value if robust else None, 1 / classes if classes and classes > 1 else None,
                 )
             )  # fmt: skip

@@ -12,7 +12,7 @@ from benchbox.api import AttackTarget, Examples, Threat
 from benchbox.certificate import SLACK, WORTH, Certifier
 from benchbox.domain import Norm
 from benchbox.engine import Search, Task, search_on_copy
-from benchbox.precision import search_copy
+from benchbox.fast_copy import search_copy
 from benchbox.registry import Registry
 from benchbox.testing.oracles import LinearModel
 

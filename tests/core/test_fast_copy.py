@@ -94,6 +94,65 @@ def test_the_model_is_left_as_it_was() -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_a_graph_that_depends_on_values_has_no_copy() -> None:
-    with pytest.raises(torch.fx.proxy.TraceError):
-        FastCopy(built(Branching), images(2), torch.float32)
+def test_a_model_without_a_graph_is_copied_unfolded_and_followed() -> None:
+    model = built(Branching)
+    fast = FastCopy(model, images(2), torch.float32)
+    same = fast.module(images(9))
+
+    layers = target_layers(model, (nn.Conv2d, nn.Linear, nn.BatchNorm2d))
+    names = [
+        f"{layer}.{own}" for layer in layers for own in ("weight", "bias") if f"{layer}.{own}" in tensors_of(model)
+    ]
+    before = model(images(9))
+    for name in names:
+        tensors_of(model)[name].mul_(1.1)
+    fast.follow(names)
+
+    torch.testing.assert_close(same, before)
+    torch.testing.assert_close(fast.module(images(9)), model(images(9)))
+    assert not torch.allclose(before, model(images(9)))
+
+
+def test_what_was_followed_is_followed_again_when_it_was_written_to_again() -> None:
+    model = built(plain)
+    fast = FastCopy(model, images(2), torch.float32)
+    for factor in (2.0, 3.0):
+        model[8].weight.mul_(factor)
+
+        fast.follow(["8.weight"])
+        fast.follow(["8.weight"])
+
+        torch.testing.assert_close(fast.module(images(4)), model(images(4)))
+
+
+def test_a_change_that_was_taken_back_is_followed_back() -> None:
+    model = built(plain)
+    fast = FastCopy(model, images(2), torch.float32)
+    kept, answer = model[5].weight.clone(), model(images(4))
+    model[5].weight.zero_()
+    fast.follow(["5.weight"])
+    model[5].weight.copy_(kept)
+
+    fast.follow(["8.weight"])
+
+    torch.testing.assert_close(fast.module(images(4)), answer)
+
+
+@pytest.mark.parametrize("build", [Residual, plain, lambda: tiny(1, 1, 1)])
+def test_input_gradients_of_the_copy_are_those_of_the_model_also_after_a_change(
+    build: Callable[[], nn.Module],
+) -> None:
+    model = built(build)
+    fast = FastCopy(model, images(2), torch.float32)
+    names = [f"{layer}.weight" for layer in target_layers(model, (nn.Conv2d, nn.Linear))]
+    for name in names:
+        tensors_of(model)[name].mul_(0.8)
+
+    fast.follow(names)
+
+    torch.testing.assert_close(gradient(fast.module), gradient(model), rtol=1e-4, atol=1e-6)
+
+
+def gradient(model: nn.Module) -> Tensor:
+    leaf = images(9).requires_grad_()
+    return torch.autograd.grad(model(leaf).logsumexp(1).sum(), leaf)[0]

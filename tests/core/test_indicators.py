@@ -176,6 +176,25 @@ def test_i2_fires_on_noise_and_not_on_a_slope(examples: api.Examples) -> None:
     assert flags_of(RowSums(), examples) == []
 
 
+def test_i2_asks_the_copy_for_so_many_inputs_at_once_and_says_the_same(examples: api.Examples) -> None:
+    seen: list[int] = []
+
+    class Rugged(RowSums):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(len(x))
+            return super().forward(x) + 3 * torch.sin(1e4 * x.flatten(1)[:, :3])
+
+    found = []
+    for batch_size in (0, 50, 1000):
+        streams, seen[:] = api.RowRandom.of_examples(0, torch.arange(12)), []
+        copy = target_of(Rugged())
+        found.append(indicators.of_gradients(target_of(RowSums()), *_pair(examples), streams, False, copy, batch_size))
+        assert seen == {0: [12] * 9, 50: [50, 50, 8], 1000: [108]}[batch_size]
+
+    assert found[0] == found[1] == found[2]
+    assert [flag.name for flag in found[0]] == ["unstable-predictions"]
+
+
 def test_i2_depends_on_its_streams_alone(examples: api.Examples) -> None:
     torch.manual_seed(1)
     first = flags_of(RowSums(), examples)

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchbox import precision
-from benchbox.precision import fast_dtype, lower_precision, search_copy
+from benchbox import fast_copy
+from benchbox.api import tensors_of
+from benchbox.fast_copy import lower_precision, search_copy
+from benchbox.precision import fast_dtype
 
 CPU = torch.device("cpu")
 
@@ -153,7 +155,9 @@ def test_mixed_is_bfloat16_where_the_device_has_units_for_it(monkeypatch) -> Non
     assert fast_dtype(CPU) == torch.bfloat16
     assert lower_precision(fast)
     assert fast(images).dtype == torch.float32
-    assert {parameter.dtype for parameter in fast.parameters()} == {torch.bfloat16}
+    weights = {name: tensor.dtype for name, tensor in tensors_of(fast).items()}
+    assert weights.pop("model.5.weight") == weights.pop("model.5.bias") == torch.float32  # the last layer
+    assert {*weights.values()} == {torch.bfloat16}
     torch.testing.assert_close(fast(images), model(images), rtol=0.1, atol=0.05)
 
 
@@ -165,7 +169,7 @@ def test_mixed_is_float32_where_bfloat16_would_be_slower(monkeypatch) -> None:
 
 
 def test_a_copy_that_is_too_far_off_is_not_used(monkeypatch) -> None:
-    monkeypatch.setattr(precision, "TOLERANCE", {torch.float32: -1.0})
+    monkeypatch.setattr(fast_copy, "TOLERANCE", {torch.float32: -1.0})
     model = trained(small(1))
 
     assert search_copy(model, torch.rand(4, 1, 16, 16), "float32") is model

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from benchbox.domain import Precision
 from benchbox.prefix import SwappedWeights
-from benchbox.shared_pass import LOOKED_AT, Forward, Held, Network, SharedPass
+from benchbox.shared_pass import LOOKED_AT, Forward, Held, InPlace, Network, SharedPass
 from small_networks import Residual, built, plain
 
 
@@ -61,6 +61,51 @@ def test_an_error_that_is_found_later_widens_what_is_looked_at_again() -> None:
 
         assert (network.error or 0.0) > 0.01  # shown by the verdicts that were narrow at first
         assert torch.equal(found.argmax(1), model(images(50, 1)).argmax(1))
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.3, 0.0])
+def test_a_network_in_place_predicts_new_inputs_as_the_model_does(scale: float) -> None:
+    model = built(Residual)
+    name = "blocks.1.conv2.weight"
+    with SwappedWeights(model) as weights, torch.no_grad():
+        weights.put({name: model.blocks[1].conv2.weight * scale})
+        shared, network = SharedPass(Forward(model, images(16), "mixed"), [name]), Network()
+        shared.logits(Held(images(50, 1), 32), network)
+
+        answers = InPlace(shared, network).answers()
+
+        for seed, count in ((2, 100), (3, 1), (4, 37)):
+            found = answers(images(count, seed))
+            assert torch.equal(found.argmax(1), model(images(count, seed)).argmax(1))
+
+
+def test_how_far_the_copy_is_off_is_measured_anew_on_new_inputs() -> None:
+    model = built(plain)
+    shared, network = SharedPass(Forward(model, images(16), "float32"), ["8.weight"]), Network()
+    shared.logits(Held(images(50, 1), 32), network)
+    known = network.error
+    with torch.no_grad():  # a copy that is wrong in a way that no input has shown so far
+        shared.forward.copy.module.get_submodule("5").bias.add_(0.1)  # type: ignore[union-attr, operator]
+
+    found = InPlace(shared, network).answers()(images(50, 2))
+
+    assert torch.equal(found.argmax(1), model(images(50, 2)).argmax(1))
+    assert network.error == known  # of the clean inputs
+
+
+def test_a_network_that_no_copy_answers_for_is_searched_and_judged_by_itself() -> None:
+    model = built(plain)
+    with torch.no_grad():
+        model[8].weight.zero_()
+        model[8].bias.zero_()  # all logits are equal
+    shared, network = SharedPass(Forward(model, images(16), "float32"), ["8.weight"]), Network()
+    shared.logits(Held(images(50, 1), 32), network)
+
+    in_place = InPlace(shared, network)
+
+    assert network.error is None
+    assert in_place.search_copy() is None
+    assert torch.equal(in_place.answers()(images(9, 2)), model(images(9, 2)))
 
 
 def test_as_many_images_are_held_as_memory_has_room_for() -> None:

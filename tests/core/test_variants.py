@@ -16,12 +16,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from benchbox import api
-from benchbox.domain import Cell, Execution, Job, Outcome, Plan
+from benchbox.domain import Cell, Execution, Job, Outcome, Plan, Threat
 from benchbox.grid import expand, load_grid
 from benchbox.hookspecs import hookimpl
 from benchbox.registry import Registry
 from benchbox.runner import jobs_of
-from benchbox.stage import recent_sets
+from benchbox.stage import Stage, recent_sets
 from benchbox.variants import stages
 from benchbox.worker import run_job
 from small_networks import Branching, Residual, built, plain
@@ -110,7 +110,26 @@ class Whole(api.WeightPerturbation):
         return nn.Sequential(copy.deepcopy(model), nn.Hardtanh(-0.1, 0.1))
 
 
+class Vandal(api.BudgetAttack):
+    """Against its contract it leaves what it is shown without weights."""
+
+    name = "vandal"
+    norms = ("linf",)
+    needs = "scores"
+
+    def perturb(
+        self, model: api.AttackTarget, x: Tensor, y: Tensor, threat: Threat, rng: api.RowRandom
+    ) -> Tensor:  # fmt: skip
+        for tensor in api.tensors_of(model).values():
+            tensor.zero_()
+        return (x + threat.eps).clamp(0, 1)
+
+
 class Plugins:
+    @hookimpl
+    def benchbox_attacks(self) -> list[type[api.Attack]]:
+        return [Vandal]
+
     @hookimpl
     def benchbox_models(self) -> list[type[api.Model]]:
         return [Small]
@@ -223,6 +242,99 @@ def test_attacks_and_verdicts_on_a_network_of_a_sweep_are_those_on_it_alone(
 
     assert_same(outcomes, one_by_one(found, registry))
     assert any(outcome.record.success.any() for outcome in outcomes.values())  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("network", ["residual", "plain"])
+def test_attacks_in_mixed_precision_find_on_a_network_of_a_sweep_what_they_find_on_it_alone(
+    cells: Callable[..., tuple[Cell, ...]], registry: Registry, network: str
+) -> None:
+    text = GRID.replace("0.3, 0.5, 0.9", "0.3").replace("examples = 40", 'examples = 40\nprecision = "mixed"')
+    found = cells(ATTACKED, model=f'network = "{network}"', text=text)
+
+    outcomes, expected = together(found, registry), one_by_one(found, registry)
+
+    for key, outcome in outcomes.items():
+        for column in ("clean_prediction", "attacked", "prediction", "claimed", "success", "linf", "forwards"):
+            ours, theirs = (getattr(each.record, column) for each in (outcome, expected[key]))
+            np.testing.assert_array_equal(ours, theirs, err_msg=column)
+
+
+def test_white_box_attacks_do_not_depend_on_the_batch_size(
+    cells: Callable[..., tuple[Cell, ...]], registry: Registry
+) -> None:
+    found = cells(ATTACKED, text=GRID.replace("0.3, 0.5, 0.9", "0.3"))
+
+    small, large = together(found, registry, batch_size=7), together(found, registry, batch_size=250)
+
+    for key, outcome in small.items():
+        for column in ("attacked", "prediction", "claimed", "success", "forwards", "backwards"):
+            np.testing.assert_array_equal(getattr(outcome.record, column), getattr(large[key].record, column))
+
+
+def test_attacks_on_equal_networks_are_the_same_when_weights_do_not_fit_together(
+    cells: Callable[..., tuple[Cell, ...]], registry: Registry
+) -> None:
+    """A network whose equal was judged with other networks is attacked by itself."""
+    text = GRID.replace('"@each"', '["blocks.1.conv1", "linear"]').replace("[0.3, 0.5, 0.9]", "[0.3, 0.30000001]")
+    text = text.replace("layer =", "sweep.layer =")
+    found = cells(ATTACKED, text=text)
+
+    outcomes = together(found, registry, sweep_memory=4000 / 2**20)
+
+    assert_same(outcomes, one_by_one(found, registry))
+
+
+def test_one_copy_follows_the_networks_that_are_attacked(
+    cells: Callable[..., tuple[Cell, ...]], registry: Registry, data_of_digits: api.Examples
+) -> None:
+    copies, answers = set(), []
+    for _, stage in stages(cells()[1:5], execution(), registry):
+        assert isinstance(stage, Stage)
+        copy = stage.fast(stage.protected, "float32")
+
+        copies.add(id(copy.model))
+        answers.append(copy(data_of_digits.images))
+        torch.testing.assert_close(answers[-1], stage.protected(data_of_digits.images), rtol=1e-4, atol=1e-5)
+
+    assert len(copies) == 1
+    assert not torch.equal(answers[0], answers[1])
+
+
+def test_a_transferred_example_is_searched_on_its_source_whatever_network_is_in_place(
+    cells: Callable[..., tuple[Cell, ...]], registry: Registry, data_of_digits: api.Examples
+) -> None:
+    source = cells()[0].model
+    for _, stage in stages(cells()[1:3], execution(), registry):
+        assert isinstance(stage, Stage)
+
+        copy = stage.fast(stage.source(source), "float32")
+
+        torch.testing.assert_close(copy(data_of_digits.images), built(Residual)(data_of_digits.images))
+
+
+def test_an_attack_that_destroys_the_copy_changes_no_verdict(
+    cells: Callable[..., tuple[Cell, ...]], registry: Registry
+) -> None:
+    attack = '[[threat]]\nnorm = "linf"\neps = 0.2\n[[attack]]\nname = "vandal"'
+    found = cells(attack)
+
+    assert_same(together(found, registry), one_by_one(found, registry))
+
+
+def test_under_attack_the_model_itself_sees_few_inputs(
+    cells: Callable[..., tuple[Cell, ...]], registry: Registry
+) -> None:
+    """The first of a sample show its gradients; 16 clean inputs, claims and verdicts each how far the copy is off."""
+    text = GRID.replace('"@each"', '"linear"').replace("examples = 40", "examples = 300")
+    (_, *found) = (cell for cell in cells(ATTACKED, text=text) if not cell.attack or cell.attack.name == "fgsm")
+    passes = []
+    for run in (together, one_by_one):
+        forwards.clear()
+        run(tuple(found), registry, batch_size=300)
+        passes.append(sum(count for name, count in forwards if name == "linear"))
+
+    assert passes[0] <= len(found) * 16 * 4 + 1  # and one when the model is copied
+    assert passes[1] > len(found) * 300
 
 
 def test_neither_what_was_finished_before_nor_the_memory_for_weights_changes_a_result(

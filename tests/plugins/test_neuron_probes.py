@@ -347,9 +347,9 @@ def test_weight_norms_are_those_of_matrices_that_are_known() -> None:
 
     found = norms(model)
 
-    assert found["0"] == pytest.approx({"frobenius": 4, "spectral": 4, "parameters": 4})
-    assert found["1"] == {"frobenius": 1, "bias": 0, "parameters": 2}
-    assert found["3"] == pytest.approx({"frobenius": 5, "bias": 13, "spectral": 4, "parameters": 6})
+    assert found["0"] == pytest.approx({"frobenius": 4, "spectral": 4, "parameters": 4, "position": 0})
+    assert found["1"] == {"frobenius": 1, "bias": 0, "parameters": 2, "position": 1}
+    assert found["3"] == pytest.approx({"frobenius": 5, "bias": 13, "spectral": 4, "parameters": 6, "position": 2})
     assert found["*"] == pytest.approx(
         {
             "frobenius": math.sqrt(16 + 1 + 25), "bias": 13, "total": math.sqrt(16 + 1 + 25 + 169),

@@ -28,8 +28,8 @@ def network() -> nn.Sequential:
 @pytest.mark.parametrize("wrap", [Protected, lambda model: model], ids=["behind a defense", "bare"])
 def test_weights_that_are_not_zero_are_counted_per_layer(wrap) -> None:
     assert measure(wrap(network())) == {
-        "0": {"weights": 8, "nonzero": 7, "density": 7 / 8},
-        "3": {"weights": 8, "nonzero": 8, "density": 1.0},
+        "0": {"weights": 8, "nonzero": 7, "density": 7 / 8, "position": 0},
+        "3": {"weights": 8, "nonzero": 8, "density": 1.0, "position": 1},
     }
 
 
