@@ -293,6 +293,35 @@ def test_the_bank_holds_the_correctly_classified_images_only(trained_digits: Tra
     assert torch.equal(protected.bank.counts, torch.bincount(calibration.labels[correct]))
 
 
+@pytest.mark.parametrize("layer", ["1", None])
+@pytest.mark.parametrize("exact", [True, False])
+def test_activations_that_do_not_fit_are_read_again_and_give_the_same_bank(
+    trained_digits: TrainedDigits, monkeypatch: pytest.MonkeyPatch, layer: str | None, exact: bool
+) -> None:
+    monkeypatch.setattr(principal, "EXACT", 10**6 if exact else 0)
+    monkeypatch.setattr("benchbox_defenses.lesci_fit.MEBIBYTE", 1000)  # so that `memory` is in kilobytes
+    model, calibration = trained_digits.model, trained_digits.calibration
+    passed: list[int] = []
+    handle = model.register_forward_hook(lambda _, inputs, output: passed.append(len(inputs[0])))
+    activation = activations(model, layer, calibration.images[:1])
+    passed.clear()
+
+    def bank(memory: int) -> tuple[Lesci, int]:
+        passed.clear()
+        return protect(model, calibration, layer=layer, memory=memory), sum(passed)
+
+    correct = len(protect(model, calibration, layer=layer).bank)
+    enough = -(-correct * activation.nbytes // 1000)
+    held, once = bank(enough)
+    read, often = bank(enough - 1)
+    handle.remove()
+
+    assert once == len(calibration) + 1 + correct  # verdicts, the size of an activation, activations
+    assert often == len(calibration) + 1 + correct * (3 if exact else principal.ITERATIONS + 4)
+    assert torch.equal(held.bank.codes, read.bank.codes)
+    assert torch.equal(held.components, read.components)
+
+
 # ------------------------------------------------------------------------------------------------ surrogates
 
 
