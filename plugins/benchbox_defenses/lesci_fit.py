@@ -14,6 +14,9 @@ from benchbox_defenses.bank import MEBIBYTE
 from benchbox_defenses.place import BATCH, Place, find_place, read_pass
 from benchbox_defenses.principal import Blocks, principal_components
 
+BLOCK = 2**22
+"""Values that a block of activations has at most: images with many features are read fewer at once."""
+
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
@@ -43,7 +46,8 @@ def fit(
 
     Passes over the calibration images: one for the verdicts, and one more where all activations together fit into
     ``memory`` MiB. Else n x m values are never held (unless ``keep_activations``) but read anew: twice for the
-    components (``principal.ITERATIONS`` + 3 times above ``principal.EXACT`` features), once for the codes.
+    components (``principal.ITERATIONS`` + 3 times above ``principal.EXACT`` features), once for the codes. Besides that
+    it needs a few blocks of ``BLOCK`` values and of ``rank`` + 10 directions (m,), in float64, however large n is.
     Raises ContractError where no bank can be made.
     """
     place = find_place(model, layer, "lesci")
@@ -54,8 +58,10 @@ def fit(
         activation = read_pass(model, place, sample)[0]
         _check_rank(len(correct), activation[0].numel(), place, rank)
 
+        rows = max(1, min(BATCH, BLOCK // activation.numel()))
+
         def read() -> Iterator[Tensor]:
-            for images in torch.split(correct.images, BATCH):
+            for images in torch.split(correct.images, rows):
                 yield read_pass(model, place, images)[0].flatten(1)
 
         blocks: Blocks = read
@@ -66,7 +72,7 @@ def fit(
         components = found.components.to(activation.dtype)
         sums = torch.zeros(num_classes, len(components), dtype=torch.float64, device=activation.device)
         codes, kept = [], [activation.flatten(1)[:0]]
-        for block, labels in zip(blocks(), torch.split(correct.labels, BATCH), strict=True):
+        for block, labels in zip(blocks(), torch.split(correct.labels, rows), strict=True):
             codes.append(block @ components)
             sums.index_add_(0, labels, block.double())
             if keep_activations:

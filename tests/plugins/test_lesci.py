@@ -322,6 +322,24 @@ def test_activations_that_do_not_fit_are_read_again_and_give_the_same_bank(
     assert torch.equal(held.components, read.components)
 
 
+def test_images_with_many_features_are_read_fewer_at_once(
+    trained_digits: TrainedDigits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, calibration, _ = in_double(trained_digits)
+    whole = protect(model, calibration, layer="1")  # 1,024 features
+    monkeypatch.setattr("benchbox_defenses.lesci_fit.BLOCK", 1024 * 7 + 1023)
+    sizes: list[int] = []
+    handle = model[1].register_forward_hook(lambda _, inputs, output: sizes.append(len(output)))  # type: ignore[index]
+
+    parts = protect(model, calibration, layer="1")
+    handle.remove()
+
+    size = len(whole.bank)
+    assert sizes[-(size // 7) - 1 :] == [7] * (size // 7) + [size % 7]
+    torch.testing.assert_close(parts.components.abs(), whole.components.abs())
+    torch.testing.assert_close(parts.bank.codes.abs(), whole.bank.codes.abs())
+
+
 # ------------------------------------------------------------------------------------------------ surrogates
 
 
