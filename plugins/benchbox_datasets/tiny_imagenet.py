@@ -19,18 +19,23 @@ class TinyImageNetOptions(Options):
     """By default ``tiny-imagenet-200`` or ``tiny-imagenet-200.zip`` (also .tar, .tar.gz, .tar.xz)."""
 
     path: str | None = Field(None, description="folder, zip or tar(.gz/.bz2/.xz): absolute, or below the data folder")
+    calibration: float = Field(0.1, gt=0, lt=1, description="share of the training pictures held out for calibration")
 
 
 class TinyImageNet(PictureDataset):
     """Labels follow the lines of ``wnids.txt``. ``test`` is the validation part, in the order of
-    ``val/val_annotations.txt`` (the labels of the original test part were never published); a tenth of the training
-    pictures is the calibration split. Grey pictures become RGB. Le & Yang, "Tiny ImageNet visual recognition
-    challenge", CS 231N 2015.
+    ``val/val_annotations.txt`` (the labels of the original test part were never published); the share ``calibration``
+    of the training pictures is the calibration split. Grey pictures become RGB. Le & Yang, "Tiny ImageNet visual
+    recognition challenge", CS 231N 2015.
     """
 
     name = "tiny-imagenet"
     Options = TinyImageNetOptions
     options: TinyImageNetOptions
+
+    def __init__(self, options: TinyImageNetOptions) -> None:
+        super().__init__(options)
+        self.calibration_share = options.calibration
 
     def source(self, data_dir: Path) -> Source:
         """The folder or archive that the option ``path`` names, or the one with the original name."""

@@ -171,7 +171,10 @@ class LesciDefense(api.Defense):
             "soft-vote", description="what an adaptive attacker differentiates instead of the vote"
         )
         sharpness: float = Field(30.0, gt=0, description="how soft: weight exp(sharpness x cosine); only soft-vote")
-        memory: int = Field(256, ge=1, description="MiB that the similarities of a query may take")
+        memory: int = Field(
+            256, ge=1,
+            description="MiB that the similarities of a query may take, and the activations that fitting holds at once",
+        )  # fmt: skip
 
         @model_validator(mode="after")
         def _refuse_idle_options(self) -> LesciDefense.Options:
@@ -191,7 +194,7 @@ class LesciDefense(api.Defense):
         """
         return fit(
             model, calibration, self.options.layer, self.options.rank,
-            keep_activations=self.options.output == "exemplar",
+            keep_activations=self.options.output == "exemplar", memory=self.options.memory,
         ).tensors()  # fmt: skip
 
     def build(self, model: nn.Module, fitted: Mapping[str, Tensor], rng: torch.Generator) -> Lesci:

@@ -10,8 +10,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from benchbox import api
+from benchbox_defenses.bank import MEBIBYTE
 from benchbox_defenses.place import BATCH, Place, find_place, read_pass
-from benchbox_defenses.principal import principal_components
+from benchbox_defenses.principal import Blocks, principal_components
+
+BLOCK = 2**22
+"""Values that a block of activations has at most: images with many features are read fewer at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +39,15 @@ class Fitted:
         return {part.name: getattr(self, part.name) for part in fields(self)}
 
 
-def fit(model: nn.Module, calibration: api.Examples, layer: str | None, rank: int, keep_activations: bool) -> Fitted:
+def fit(
+    model: nn.Module, calibration: api.Examples, layer: str | None, rank: int, keep_activations: bool, memory: int
+) -> Fitted:
     """Read the activations at ``layer``, image by image correct, and compress them.
 
-    Passes over the calibration images: one for the verdicts, two for the components (ten above
-    ``principal.EXACT`` features), one for the codes. Never holds n x m values unless ``keep_activations``.
+    Passes over the calibration images: one for the verdicts, and one more where all activations together fit into
+    ``memory`` MiB. Else n x m values are never held (unless ``keep_activations``) but read anew: twice for the
+    components (``principal.ITERATIONS`` + 3 times above ``principal.EXACT`` features), once for the codes. Besides that
+    it needs a few blocks of ``BLOCK`` values and of ``rank`` + 10 directions (m,), in float64, however large n is.
     Raises ContractError where no bank can be made.
     """
     place = find_place(model, layer, "lesci")
@@ -50,15 +58,21 @@ def fit(model: nn.Module, calibration: api.Examples, layer: str | None, rank: in
         activation = read_pass(model, place, sample)[0]
         _check_rank(len(correct), activation[0].numel(), place, rank)
 
-        def blocks() -> Iterator[Tensor]:
-            for images in torch.split(correct.images, BATCH):
+        rows = max(1, min(BATCH, BLOCK // activation.numel()))
+
+        def read() -> Iterator[Tensor]:
+            for images in torch.split(correct.images, rows):
                 yield read_pass(model, place, images)[0].flatten(1)
 
+        blocks: Blocks = read
+        if len(correct) * activation.nbytes <= memory * MEBIBYTE:
+            held = list(read())
+            blocks = lambda: held  # noqa: E731
         found = principal_components(blocks, rank)
         components = found.components.to(activation.dtype)
         sums = torch.zeros(num_classes, len(components), dtype=torch.float64, device=activation.device)
         codes, kept = [], [activation.flatten(1)[:0]]
-        for block, labels in zip(blocks(), torch.split(correct.labels, BATCH), strict=True):
+        for block, labels in zip(blocks(), torch.split(correct.labels, rows), strict=True):
             codes.append(block @ components)
             sums.index_add_(0, labels, block.double())
             if keep_activations:

@@ -17,18 +17,19 @@ LAST = "last linear"
 
 
 def draw(title: str, sweep: Sweep) -> Figure:
-    """A panel each of clean accuracy and of robust accuracy against attackers who do not know the defense and who do;
-    a point per setting, coloured by its layer. Dashed: the undefended model.
+    """A panel each of clean accuracy and of robust accuracy against attackers who do not know the defense and who do,
+    as far as it met them; a point per setting, coloured by its layer. Dashed: the undefended model.
     """
-    panels = (
+    kinds = (
         ("clean accuracy", "clean", sweep.clean),
         ("robust, oblivious attackers", "oblivious", sweep.robust),
         ("robust, adaptive attackers", "adaptive", sweep.robust),
     )
+    panels = [kind for kind in kinds if any(getattr(setting, kind[1]) is not None for setting in sweep.settings)]
     layers = list(dict.fromkeys(setting.options["layer"] for setting in sweep.settings))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(PANEL[0] * len(panels), PANEL[1] + 0.6), layout="constrained")
-        axes = figure.subplots(1, len(panels), sharey=True)
+        axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for ax, (name, field, reference) in zip(axes, panels, strict=True):
             ax.set_title(name)
             ax.set_xlabel("clean images that are projected, %")

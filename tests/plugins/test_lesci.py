@@ -293,6 +293,53 @@ def test_the_bank_holds_the_correctly_classified_images_only(trained_digits: Tra
     assert torch.equal(protected.bank.counts, torch.bincount(calibration.labels[correct]))
 
 
+@pytest.mark.parametrize("layer", ["1", None])
+@pytest.mark.parametrize("exact", [True, False])
+def test_activations_that_do_not_fit_are_read_again_and_give_the_same_bank(
+    trained_digits: TrainedDigits, monkeypatch: pytest.MonkeyPatch, layer: str | None, exact: bool
+) -> None:
+    monkeypatch.setattr(principal, "EXACT", 10**6 if exact else 0)
+    monkeypatch.setattr("benchbox_defenses.lesci_fit.MEBIBYTE", 1000)  # so that `memory` is in kilobytes
+    model, calibration = trained_digits.model, trained_digits.calibration
+    passed: list[int] = []
+    handle = model.register_forward_hook(lambda _, inputs, output: passed.append(len(inputs[0])))
+    activation = activations(model, layer, calibration.images[:1])
+    passed.clear()
+
+    def bank(memory: int) -> tuple[Lesci, int]:
+        passed.clear()
+        return protect(model, calibration, layer=layer, memory=memory), sum(passed)
+
+    correct = len(protect(model, calibration, layer=layer).bank)
+    enough = -(-correct * activation.nbytes // 1000)
+    held, once = bank(enough)
+    read, often = bank(enough - 1)
+    handle.remove()
+
+    assert once == len(calibration) + 1 + correct  # verdicts, the size of an activation, activations
+    assert often == len(calibration) + 1 + correct * (3 if exact else principal.ITERATIONS + 4)
+    assert torch.equal(held.bank.codes, read.bank.codes)
+    assert torch.equal(held.components, read.components)
+
+
+def test_images_with_many_features_are_read_fewer_at_once(
+    trained_digits: TrainedDigits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, calibration, _ = in_double(trained_digits)
+    whole = protect(model, calibration, layer="1")  # 1,024 features
+    monkeypatch.setattr("benchbox_defenses.lesci_fit.BLOCK", 1024 * 7 + 1023)
+    sizes: list[int] = []
+    handle = model[1].register_forward_hook(lambda _, inputs, output: sizes.append(len(output)))  # type: ignore[index]
+
+    parts = protect(model, calibration, layer="1")
+    handle.remove()
+
+    size = len(whole.bank)
+    assert sizes[-(size // 7) - 1 :] == [7] * (size // 7) + [size % 7]
+    torch.testing.assert_close(parts.components.abs(), whole.components.abs())
+    torch.testing.assert_close(parts.bank.codes.abs(), whole.bank.codes.abs())
+
+
 # ------------------------------------------------------------------------------------------------ surrogates
 
 

@@ -12,6 +12,7 @@ import benchbox
 from benchbox.domain import Cell, Component, Record
 from benchbox.results import Results
 from benchbox.store import Store
+from benchbox_reports.lesci_figure import draw
 from benchbox_reports.lesci_sweep import LesciSweep, is_projected, sweeps
 from builders import begin, cell, component, outcome, record
 
@@ -93,6 +94,19 @@ def test_the_page_has_a_line_per_setting_and_a_figure(results: Results, tmp_path
     assert table[4] == ["last linear", "8", "4", "0.75", "60.0", "60.0", "66.7", "50.0", "40.0", "20.0"]
     assert figure.name in page.read_text()
     assert figure.stat().st_size > 10_000
+
+
+def test_the_figure_has_a_panel_for_each_kind_of_attacker_that_was_met(results: Results) -> None:
+    (sweep,) = sweeps(results, results.rows())
+    loose, _ = sweep.settings  # nobody knew of it
+
+    titles = [
+        [ax.get_title(loc="left") or ax.get_title() for ax in draw("LESCI", found).axes]
+        for found in (sweep, replace(sweep, settings=(loose,)))
+    ]
+
+    assert titles[0] == ["clean accuracy", "robust, oblivious attackers", "robust, adaptive attackers"]
+    assert titles[1] == titles[0][:2]
 
 
 def test_published_results_give_no_page(results: Results, tmp_path: Path) -> None:

@@ -294,6 +294,20 @@ def test_tiny_imagenet_in_its_original_layout(
     assert torch.equal((train.images[:, 0, 0, 0] * 255).round().long() // 60, train.labels)
 
 
+@pytest.mark.parametrize(("share", "held_out"), [(0.01, 1), (0.3, 9), (0.9, 27)])
+def test_the_calibration_split_of_tiny_imagenet_is_the_share_asked_for(
+    create_dataset: Callable[..., Dataset], tmp_path: Path, share: float, held_out: int
+) -> None:
+    pack(tmp_path / "tiny-imagenet-200.zip", tiny_tree())
+
+    test, train, calibration = load_all(create_dataset("tiny-imagenet", calibration=share), tmp_path)
+
+    assert (len(test), len(train), len(calibration)) == (4, 30 - held_out, held_out)
+    assert calibration.labels.bincount(minlength=3).max() == max(1, held_out // 3)  # stratified
+    grey = (torch.cat([train.images, calibration.images])[:, 0, 0, 0] * 255).round()
+    assert sorted(grey.tolist()) == sorted(60.0 * label + number for label in range(3) for number in range(10))
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
