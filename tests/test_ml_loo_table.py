@@ -1,0 +1,79 @@
+"""The tables of ML-LOO, on digits: what they measure is the detector that is shipped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from benchbox import api
+from benchbox_defenses.ml_loo import MlLoo
+from benchmarks.ml_loo_cases import Case
+from benchmarks.ml_loo_table import CLEAN, KNOWN, LEARNT, NOISE, Sizes, attacked, forms, learning_pairs, read, table
+from conftest import TrainedDigits
+
+SIZES = Sizes(examples=60, calibration=300, eps=0.2, pairs=40)
+PLUGINS: dict[str, dict[str, Any]] = {
+    "ml-loo": {"eps": SIZES.eps, "pairs": SIZES.pairs},
+    "ml-loo std": {"eps": SIZES.eps, "pairs": SIZES.pairs, "statistics": ["std"]},
+    "ml-loo single": {"form": "single"},
+    "ml-loo single std": {"form": "single", "statistics": ["std"]},
+}
+
+
+@pytest.fixture
+def case(trained_digits: TrainedDigits) -> Case:
+    def examples(split: str, count: int) -> api.Examples:
+        return (trained_digits.test if split == "test" else trained_digits.calibration).head(count)
+
+    return Case(
+        name="digits",
+        network_name="a small network",
+        network=lambda: trained_digits.model,
+        examples=examples,
+        eps=SIZES.eps,
+        carlini_wagner={"steps": 20, "search_steps": 2, "learning_rate": 0.05, "initial_c": 1.0},
+        skips=(None, 0.1),
+        theirs="MNIST CNN",
+        published={"ml-loo, own attack": {"fgsm": 0.123}},
+    )
+
+
+def scores_of_plugin(case: Case, label: str, images: Tensor) -> Tensor:
+    calibration = case.examples("calibration", SIZES.calibration)
+    detector = MlLoo(MlLoo.Options(**PLUGINS[label]))
+    protected = detector.protect(case.network(), calibration, torch.Generator().manual_seed(0))
+    return protected.evidence(images)["ml-loo"]
+
+
+@pytest.mark.parametrize("label", PLUGINS)
+def test_scores_are_those_of_the_plugin(case: Case, label: str) -> None:
+    model, clean = case.network(), case.examples("test", SIZES.examples).images
+    known, learnt = learning_pairs(model, case.examples("calibration", SIZES.calibration), SIZES)
+
+    score = dict(forms(read(model, {CLEAN: clean, KNOWN: known, LEARNT: learnt}, None)))[label]
+
+    torch.testing.assert_close(score(CLEAN), scores_of_plugin(case, label, clean))
+
+
+def test_the_table_says_for_each_detector_and_attack_what_it_is_worth(case: Case, tmp_path: Path) -> None:
+    table(case, SIZES, tmp_path)
+
+    lines = (tmp_path / "digits.md").read_text().splitlines()
+    rows = [tuple(field.strip() for field in line.strip("|").split("|")) for line in lines if line.startswith("| ")]
+    found = {(detector, attack): values for detector, attack, *values in rows[1:]}
+    assert {attack for detector, attack in found if detector == "lid"} == {*case.attacks, "uniform-noise"}
+    assert found["ml-loo, own attack", "fgsm"][1] == "0.123"
+    assert found["ml-loo, own attack", "pgd"][1] == "–"
+    assert ("ml-loo, own attack", "uniform-noise after pgd") in found
+    assert ("ml-loo single std, skip 0.1", "carlini-wagner") in found
+    model, test = case.network(), case.examples("test", SIZES.examples)
+    attackable = test.take(model(test.images).argmax(1) == test.labels)
+    noisy = attacked(case, model, attackable, NOISE, SIZES.eps)
+    clean, high = (scores_of_plugin(case, "ml-loo single std", images) for images in (test.images, noisy))
+    area = roc_auc_score([0] * len(clean) + [1] * len(high), torch.cat([clean, high]).numpy())
+    assert float(found["ml-loo single std", "uniform-noise"][0]) == pytest.approx(area, abs=1e-3)
