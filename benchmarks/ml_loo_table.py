@@ -2,7 +2,7 @@
 
 Attacks are on the undefended network. For each detector AUROC and TPR at 1, 5 and 10 % FPR over the adversarial images
 that are misclassified, against all clean ones. The row uniform-noise, of the same radius as FGSM and PGD, is a control:
-images that fool nobody, which a detector of attacks should not flag. "own attack" is the authors' setting: a
+images that hardly ever fool, which a detector of attacks should not flag. "own attack" is the authors' setting: a
 regression for each attack, learnt from images of that very attack; each is shown the noise, too.
 
 Leave-one-out is what costs: it is read once per image, and all forms of ``ml-loo`` are made of the same features.
@@ -37,7 +37,7 @@ from benchbox_defenses.ml_loo import NAME as ML_LOO
 from benchbox_defenses.regression import fit_regression
 from benchbox_defenses.unit_dispersion import UnitDispersion
 from benchbox_metrics.detection import auroc
-from benchmarks.ml_loo_cases import NOISE, Case
+from benchmarks.ml_loo_cases import NOISE, Case, LeftOut
 
 BATCH = 250
 DETECTORS: tuple[tuple[str, str, dict[str, Any]], ...] = (
@@ -65,10 +65,33 @@ class Sizes(NamedTuple):
     pairs: int
 
 
+class Features:
+    """The features of the images of each name, read when they are first asked for.
+
+    For each of STATISTICS (n, units), the predicted class's probability last.
+    """
+
+    def __init__(
+        self, model: nn.Module, images: Mapping[str, Tensor], left_out: LeftOut, skip_below: float | None
+    ) -> None:
+        self.images, self._found = images, dict[str, tuple[Tensor, ...]]()
+        units = [f"{LAYER}{name}" for name in rectified_layers(model, next(iter(images.values()))[:16])]
+        options = LeaveOneOutOptions(features=left_out)
+        loo = LeaveOneOut(model, [*units, "probabilities", "predicted-probability"], options)
+        self.read = UnitDispersion(loo, STATISTICS, skip_below, samples=1)
+
+    def __getitem__(self, name: str) -> tuple[Tensor, ...]:
+        if name not in self._found:
+            images, started = self.images[name], time.process_time()
+            with torch.no_grad():
+                self._found[name] = self.read(images).chunk(len(STATISTICS), 1)
+            each = (time.process_time() - started) / max(1, len(images))
+            print(f"leave-one-out, {name}: {len(images)} images, {each:.2f} s each", file=sys.stderr, flush=True)
+        return self._found[name]
+
+
 Score = Callable[[str], Tensor]
 """The scores (n,) of the images of a name."""
-Features = Mapping[str, tuple[Tensor, ...]]
-"""Of the images of each name, for each of STATISTICS: (n, units), the predicted class's probability last."""
 
 
 def attacked(case: Case, model: nn.Module, test: api.Examples, name: str, eps: float) -> Tensor:
@@ -87,13 +110,6 @@ def correct(model: nn.Module, examples: api.Examples) -> api.Examples:
     return examples.take(model(examples.images).argmax(1) == examples.labels)
 
 
-def dispersions(model: nn.Module, images: Tensor, skip_below: float | None) -> UnitDispersion:
-    """The features of ``ml-loo``, of all its units."""
-    units = [f"{LAYER}{name}" for name in rectified_layers(model, images[:16])]
-    loo = LeaveOneOut(model, [*units, "probabilities", "predicted-probability"], LeaveOneOutOptions(features="values"))
-    return UnitDispersion(loo, STATISTICS, skip_below, samples=1)
-
-
 def table(case: Case, sizes: Sizes, out: Path) -> None:
     """Write the case's table, anew after each detector."""
     model, test = case.network(), case.examples("test", sizes.examples)
@@ -101,9 +117,11 @@ def table(case: Case, sizes: Sizes, out: Path) -> None:
     attackable = correct(model, test)
     adversarial = {name: attacked(case, model, attackable, name, sizes.eps) for name in (*case.attacks, NOISE)}
     counts = ", ".join(f"{name} {len(images)}" for name, images in adversarial.items())
+    harmless = len(correct(model, api.Examples(adversarial[NOISE], attackable.labels)))
     title = (
         f"{case.network_name}, eps {sizes.eps:.3g} in L-inf, {len(test)} test images of which {len(attackable)} are "
-        f"attacked, {sizes.calibration} calibration images, at most {sizes.pairs} pairs. Adversarial images: {counts}."
+        f"attacked, {sizes.calibration} calibration images, at most {sizes.pairs} pairs. Images: {counts}, of "
+        f"which noise leaves {harmless} classified correctly. ml-loo leaves out {case.left_out}."
         f"\nPublished: AUROC on the {case.theirs} of the paper's supplement, a regression learnt from each attack.\n"
     )
     rows: list[list[Any]] = []
@@ -142,9 +160,9 @@ def _of_ml_loo(
     known, learnt = learning_pairs(model, calibration, sizes)
     labelled = api.Examples(known, model(known).argmax(1))  # they are classified correctly
     own = {f"own {attack}": attacked(case, model, labelled, attack, sizes.eps) for attack in case.attacks}
-    images = {CLEAN: clean, KNOWN: known, LEARNT: learnt, **adversarial}
+    images = {CLEAN: clean, KNOWN: known, LEARNT: learnt, **adversarial, **own}
     for skip in case.skips:
-        features = read(model, images | (own if skip is None else {}), skip)
+        features = Features(model, images, case.left_out, skip)
         suffix = "" if skip is None else f", skip {skip:g}"
         for label, score in forms(features):
             for attack in adversarial:
@@ -158,18 +176,6 @@ def learning_pairs(model: nn.Module, calibration: api.Examples, sizes: Sizes) ->
     """What ``ml-loo`` learns from: images that are classified correctly, and their adversarial versions."""
     fit, _ = halves(model, calibration, ML_LOO)
     return adversarial_pairs(model, fit, PairOptions(eps=sizes.eps, pairs=sizes.pairs), ML_LOO)
-
-
-@torch.no_grad()
-def read(model: nn.Module, images: Mapping[str, Tensor], skip_below: float | None) -> Features:
-    features = dispersions(model, next(iter(images.values())), skip_below)
-    found = {}
-    for name, part in images.items():
-        started = time.process_time()
-        found[name] = by_statistic(features(part))
-        spent = (time.process_time() - started) / max(1, len(part))
-        print(f"leave-one-out, {name}: {len(part)} images, {spent:.2f} s each", file=sys.stderr, flush=True)
-    return found
 
 
 def forms(features: Features) -> Iterator[tuple[str, Score]]:
@@ -225,7 +231,7 @@ def choice(case: Case, sizes: Sizes, out: Path) -> None:
     images |= {KNOWN: learnt["pgd"][0]} | {f"learnt {attack}": pairs[1] for attack, pairs in learnt.items()}
     rows: list[tuple[float, list[Any]]] = []
     for skip in SKIPS:
-        features = read(model, images, skip)
+        features = Features(model, images, case.left_out, skip)
         for number, source in product(range(len(STATISTICS)), (*LEARNT_FROM, "both")):
             known, far, near = (features[name][number] for name in (KNOWN, "learnt pgd", "learnt nearest"))
             even = (torch.arange(len(known)) % 2 == 1)[:, None]
@@ -243,10 +249,6 @@ def choice(case: Case, sizes: Sizes, out: Path) -> None:
     path = out / f"{case.name}-choice.md"
     _write(path, title, ordered, ("learnt from", "statistic", "skip_below", *case.attacks, "worst"))
     print(path.read_text())
-
-
-def by_statistic(features: Tensor) -> tuple[Tensor, ...]:
-    return features.chunk(len(STATISTICS), 1)
 
 
 def _write(path: Path, title: str, rows: list[list[Any]], headers: Iterable[str]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from benchbox import api
 from benchbox_defenses.ml_loo import MlLoo
 from benchmarks.ml_loo_cases import Case
-from benchmarks.ml_loo_table import CLEAN, KNOWN, LEARNT, NOISE, Sizes, attacked, forms, learning_pairs, read, table
+from benchmarks.ml_loo_table import CLEAN, KNOWN, LEARNT, NOISE, Features, Sizes, attacked, forms, learning_pairs, table
 from conftest import TrainedDigits
 
 SIZES = Sizes(examples=60, calibration=300, eps=0.2, pairs=40)
@@ -37,6 +37,7 @@ def case(trained_digits: TrainedDigits) -> Case:
         examples=examples,
         eps=SIZES.eps,
         carlini_wagner={"steps": 20, "search_steps": 2, "learning_rate": 0.05, "initial_c": 1.0},
+        left_out="values",
         skips=(None, 0.1),
         theirs="MNIST CNN",
         published={"ml-loo, own attack": {"fgsm": 0.123}},
@@ -55,7 +56,7 @@ def test_scores_are_those_of_the_plugin(case: Case, label: str) -> None:
     model, clean = case.network(), case.examples("test", SIZES.examples).images
     known, learnt = learning_pairs(model, case.examples("calibration", SIZES.calibration), SIZES)
 
-    score = dict(forms(read(model, {CLEAN: clean, KNOWN: known, LEARNT: learnt}, None)))[label]
+    score = dict(forms(Features(model, {CLEAN: clean, KNOWN: known, LEARNT: learnt}, case.left_out, None)))[label]
 
     torch.testing.assert_close(score(CLEAN), scores_of_plugin(case, label, clean))
 
