@@ -13,7 +13,19 @@ from torch import Tensor
 from benchbox import api
 from benchbox_defenses.ml_loo import MlLoo
 from benchmarks.ml_loo_cases import Case
-from benchmarks.ml_loo_table import CLEAN, KNOWN, LEARNT, NOISE, Features, Sizes, attacked, forms, learning_pairs, table
+from benchmarks.ml_loo_table import (
+    CLEAN,
+    KNOWN,
+    LEARNT,
+    NOISE,
+    Features,
+    Sizes,
+    attacked,
+    choice,
+    forms,
+    learning_pairs,
+    table,
+)
 from conftest import TrainedDigits
 
 SIZES = Sizes(examples=60, calibration=300, eps=0.2, pairs=40)
@@ -78,3 +90,16 @@ def test_the_table_says_for_each_detector_and_attack_what_it_is_worth(case: Case
     clean, high = (scores_of_plugin(case, "ml-loo single std", images) for images in (test.images, noisy))
     area = roc_auc_score([0] * len(clean) + [1] * len(high), torch.cat([clean, high]).numpy())
     assert float(found["ml-loo single std", "uniform-noise"][0]) == pytest.approx(area, abs=1e-3)
+
+
+def test_the_choice_of_options_ranks_them_by_their_worst_attack(case: Case, tmp_path: Path) -> None:
+    choice(case, SIZES, tmp_path)
+
+    lines = (tmp_path / "digits-choice.md").read_text().splitlines()
+    header, *rows = ([field.strip() for field in line.strip("|").split("|")] for line in lines if line[:2] == "| ")
+    assert header == ["learnt from", "statistic", "skip_below", *case.attacks, "worst"]
+    assert len(rows) == 3 * 2 * 3
+    worst = [float(row[-1]) for row in rows]
+    assert worst == [min(float(area) for area in row[3:-1]) for row in rows]
+    assert worst == sorted(worst, reverse=True)
+    assert min(worst) < max(worst)

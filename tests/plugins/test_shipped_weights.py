@@ -32,7 +32,7 @@ def accuracy(model: nn.Module, examples: Examples) -> float:
     return float((predicted == examples.labels).double().mean())
 
 
-def test_there_are_the_weights_that_recipes_and_grids_name() -> None:
+def test_there_are_standard_and_robust_weights_of_both_networks() -> None:
     names = {card.stem for card in CARDS}
 
     shipped = {f"{net}-{kind}" for net in ("digits-cnn", "mnist-cnn") for kind in ("standard", "pgd")}
