@@ -65,6 +65,16 @@ class Sizes(NamedTuple):
     pairs: int
 
 
+class Material(NamedTuple):
+    """What a table is made of: ``right`` are the test images (n,) that the model classifies correctly."""
+
+    model: nn.Module
+    calibration: api.Examples
+    clean: Tensor
+    right: Tensor
+    adversarial: Mapping[str, Tensor]
+
+
 class Features:
     """The features of the images of each name, read when they are first asked for.
 
@@ -106,70 +116,76 @@ def attacked(case: Case, model: nn.Module, test: api.Examples, name: str, eps: f
 
 
 @torch.no_grad()
+def right(model: nn.Module, examples: api.Examples) -> Tensor:
+    return model(examples.images).argmax(1) == examples.labels
+
+
 def correct(model: nn.Module, examples: api.Examples) -> api.Examples:
-    return examples.take(model(examples.images).argmax(1) == examples.labels)
+    return examples.take(right(model, examples))
 
 
 def table(case: Case, sizes: Sizes, out: Path) -> None:
-    """Write the case's table, anew after each detector."""
+    """Write the case's table, anew after each row."""
     model, test = case.network(), case.examples("test", sizes.examples)
-    calibration = case.examples("calibration", sizes.calibration)
     attackable = correct(model, test)
     adversarial = {name: attacked(case, model, attackable, name, sizes.eps) for name in (*case.attacks, NOISE)}
+    calibration = case.examples("calibration", sizes.calibration)
+    material = Material(model, calibration, test.images, right(model, test), adversarial)
     counts = ", ".join(f"{name} {len(images)}" for name, images in adversarial.items())
-    harmless = len(correct(model, api.Examples(adversarial[NOISE], attackable.labels)))
+    harmless = int(right(model, api.Examples(adversarial[NOISE], attackable.labels)).sum())
     title = (
         f"{case.network_name}, eps {sizes.eps:.3g} in L-inf, {len(test)} test images of which {len(attackable)} are "
         f"attacked, {sizes.calibration} calibration images, at most {sizes.pairs} pairs. Images: {counts}, of "
-        f"which noise leaves {harmless} classified correctly. ml-loo leaves out {case.left_out}."
-        f"\nPublished: AUROC on the {case.theirs} of the paper's supplement, a regression learnt from each attack.\n"
+        f"which noise leaves {harmless} classified correctly. ml-loo leaves out {case.left_out}.\nAUROC and TPR are "
+        "against all clean images; as in the paper: AUROC against those that are classified correctly.\nPublished: "
+        f"that on the {case.theirs} of the paper's supplement, a regression learnt from each attack.\n"
     )
     rows: list[list[Any]] = []
-    headers = ("detector", "attack", "AUROC", "published", *(f"TPR at {rate:.0%} FPR" for rate in RATES))
-    by_plugin = _by_plugin(case, model, calibration, test.images, adversarial)
-    for found in (by_plugin, _of_ml_loo(case, model, calibration, test.images, adversarial, sizes)):
-        for line in found:
-            rows.append(line)
+    rates = (f"TPR at {rate:.0%} FPR" for rate in RATES)
+    headers = ("detector", "attack", "AUROC", "as in the paper", "published", *rates)
+    for found in (_by_plugin(case, material), _of_ml_loo(case, material, sizes)):
+        for label, attack, *scored in found:
+            rows.append([label, attack, *line(material.right, *scored, case.published.get(label, {}).get(attack))])
             _write(out / f"{case.name}.md", title, rows, headers)
     print((out / f"{case.name}.md").read_text())
 
 
-def _by_plugin(
-    case: Case, model: nn.Module, calibration: api.Examples, clean: Tensor, adversarial: Mapping[str, Tensor]
-) -> Iterator[list[Any]]:
-    """The rows of all detectors but ``ml-loo``."""
+Row = tuple[str, str, Tensor, Tensor]
+"""Detector, attack, and the scores of clean and of attacked images."""
+
+
+def _by_plugin(case: Case, material: Material) -> Iterator[Row]:
+    """All detectors but ``ml-loo``."""
     for label, name, options in DETECTORS:
         detector = Registry.discover().create("defense", name, options)
         try:
-            protected = detector.protect(model, calibration, torch.Generator().manual_seed(0))
+            protected = detector.protect(material.model, material.calibration, torch.Generator().manual_seed(0))
         except api.ContractError as error:  # such as an interquartile range that is 0 on every image
             print(f"{label}: {error}", file=sys.stderr)
-            yield [label, "cannot be fitted"]
+            yield label, "cannot be fitted", torch.zeros(len(material.clean)), torch.zeros(0)
             continue
-        low = scores(protected, clean)
-        for attack, part in adversarial.items():
-            yield line(case, label, attack, low, scores(protected, part))
+        low = scores(protected, material.clean)
+        for attack, part in material.adversarial.items():
+            yield label, attack, low, scores(protected, part)
         print(f"{label}: done", file=sys.stderr, flush=True)
 
 
-def _of_ml_loo(
-    case: Case, model: nn.Module, calibration: api.Examples, clean: Tensor, adversarial: Mapping[str, Tensor],
-    sizes: Sizes,
-) -> Iterator[list[Any]]:  # fmt: skip
-    """The rows of ``ml-loo`` in all its forms."""
-    known, learnt = learning_pairs(model, calibration, sizes)
+def _of_ml_loo(case: Case, material: Material, sizes: Sizes) -> Iterator[Row]:
+    """``ml-loo`` in all its forms."""
+    model, adversarial = material.model, material.adversarial
+    known, learnt = learning_pairs(model, material.calibration, sizes)
     labelled = api.Examples(known, model(known).argmax(1))  # they are classified correctly
     own = {f"own {attack}": attacked(case, model, labelled, attack, sizes.eps) for attack in case.attacks}
-    images = {CLEAN: clean, KNOWN: known, LEARNT: learnt, **adversarial, **own}
+    images = {CLEAN: material.clean, KNOWN: known, LEARNT: learnt, **adversarial, **own}
     for skip in case.skips:
         features = Features(model, images, case.left_out, skip)
         suffix = "" if skip is None else f", skip {skip:g}"
         for label, score in forms(features):
             for attack in adversarial:
-                yield line(case, f"{label}{suffix}", attack, score(CLEAN), score(attack))
+                yield f"{label}{suffix}", attack, score(CLEAN), score(attack)
         for label, attack, score in own_forms(features, case.attacks) if skip is None else ():
-            yield line(case, label, attack, score(CLEAN), score(attack))
-            yield line(case, label, f"{NOISE} after {attack}", score(CLEAN), score(NOISE))
+            yield label, attack, score(CLEAN), score(attack)
+            yield label, f"{NOISE} after {attack}", score(CLEAN), score(NOISE)
 
 
 def learning_pairs(model: nn.Module, calibration: api.Examples, sizes: Sizes) -> tuple[Tensor, Tensor]:
@@ -210,12 +226,14 @@ def scores(protected: api.Protected, images: Tensor) -> Tensor:
     return torch.cat(parts).nan_to_num(torch.inf, torch.inf, torch.inf)
 
 
-def line(case: Case, label: str, attack: str, clean: Tensor, adversarial: Tensor) -> list[Any]:
-    """AUROC, ours and published, and TPR at each rate; thresholds never refuse more than it of the clean images."""
-    thresholds = [api.conservative_threshold(clean.numpy(), rate) for rate in RATES]
-    found = [float((adversarial > threshold).float().mean()) if len(adversarial) else None for threshold in thresholds]
-    published = case.published.get(label, {}).get(attack)
-    return [label, attack, auroc(clean.numpy(), adversarial.numpy()).value, published, *found]
+def line(right: Tensor, clean: Tensor, adversarial: Tensor, published: float | None) -> list[float | None]:
+    """AUROC against all clean images and against the ``right`` ones, the published one, and TPR at each rate, whose
+    thresholds never refuse more than it of the clean images.
+    """
+    low, high = clean.numpy(), adversarial.numpy()
+    thresholds = [api.conservative_threshold(low, rate) for rate in RATES]
+    found = [float((high > threshold).mean()) if len(high) else None for threshold in thresholds]
+    return [auroc(low, high).value, auroc(clean[right].numpy(), high).value, published, *found]
 
 
 def choice(case: Case, sizes: Sizes, out: Path) -> None:
