@@ -144,8 +144,8 @@ def table(case: Case, sizes: Sizes, out: Path) -> None:
     rates = (f"TPR at {rate:.0%} FPR" for rate in RATES)
     headers = ("detector", "attack", "AUROC", "as in the paper", "published", *rates)
     for found in (_by_plugin(case, material), _of_ml_loo(case, material, sizes)):
-        for label, attack, *scored in found:
-            rows.append([label, attack, *line(material.right, *scored, case.published.get(label, {}).get(attack))])
+        for label, attack, low, high in found:
+            rows.append([label, attack, *line(material.right, low, high, case.published.get(label, {}).get(attack))])
             _write(out / f"{case.name}.md", title, rows, headers)
     print((out / f"{case.name}.md").read_text())
 
