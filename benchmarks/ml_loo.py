@@ -1,4 +1,4 @@
-"""ML-LOO on MNIST: its table (see :mod:`benchmarks.ml_loo_table`), and what 1,000 images through it cost.
+"""ML-LOO: its tables (see :mod:`benchmarks.ml_loo_table`), and what 1,000 MNIST images through it cost.
 
 The cost: the float32 detector, and the same with a bfloat16 copy of its model under its attributions, with how often
 both agree.
@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -23,6 +25,7 @@ from benchbox_attributions.leave_one_out import LeaveOneOut
 from benchbox_defenses.ml_loo import MlLoo, WidelySpread
 from benchbox_defenses.unit_dispersion import UnitDispersion
 from benchmarks.figures import Figure, report
+from benchmarks.ml_loo_cases import CASES, LeftOut
 from benchmarks.ml_loo_table import Sizes, choice, table
 from benchmarks.mnist_cases import mnist, mnist_model
 
@@ -76,21 +79,29 @@ def cost(case: str, sizes: Sizes, repeats: int) -> list[Figure]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--case", choices=tuple(CASES), default="mnist", help="data set and network of table and choice"
+    )
     parser.add_argument("--examples", type=int, default=1000, help="test images")
     parser.add_argument("--calibration", type=int, default=6000, help="calibration images, at most")
     parser.add_argument("--pairs", type=int, default=400, help="pairs that the regression learns from, at most")
-    parser.add_argument("--eps", type=float, default=0.3, help="radius of FGSM, PGD and noise, and of the pairs")
+    parser.add_argument("--eps", type=float, help="radius of FGSM, PGD and noise, and of the pairs; else the case's")
+    parser.add_argument("--left-out", choices=get_args(LeftOut), help="what ml-loo takes away; else the case's")
     parser.add_argument("--repeats", type=int, default=3, help="timed runs, of which the median counts")
-    parser.add_argument("--only", choices=("table", "choice", "cost"), help="one of the three")
-    parser.add_argument("--out", type=Path, default=STUDY, help="where table.md and choice.md are written")
+    parser.add_argument("--only", choices=("table", "choice", "cost"), help="one of the three; the cost is MNIST's")
+    parser.add_argument("--out", type=Path, default=STUDY, help="where CASE.md and CASE-choice.md are written")
     arguments = parser.parse_args()
-    sizes = Sizes(arguments.examples, arguments.calibration, arguments.eps, arguments.pairs)
+    case = CASES[arguments.case]
+    case = replace(case, left_out=arguments.left_out or case.left_out)
+    if arguments.only == "cost" and case.name != "mnist":
+        parser.error("the cost is MNIST's: leave --case out")
+    sizes = Sizes(arguments.examples, arguments.calibration, arguments.eps or case.eps, arguments.pairs)
     with runtime.computing(None):
         if arguments.only in (None, "choice"):
-            choice(sizes, arguments.out)
+            choice(case, sizes, arguments.out)
         if arguments.only in (None, "table"):
-            table(sizes, arguments.out)
-        if arguments.only in (None, "cost"):
+            table(case, sizes, arguments.out)
+        if arguments.only == "cost" or (arguments.only is None and case.name == "mnist"):
             report("ML-LOO", [figure for case in SECONDS for figure in cost(case, sizes, arguments.repeats)])
 
 

@@ -1,9 +1,11 @@
-"""The table of ML-LOO on MNIST beside the published one, all attacks oblivious, and how its options were chosen.
+"""The tables of ML-LOO beside the published ones, all attacks oblivious, and how its options were chosen.
 
-Attacks are on the undefended mnist-cnn (standard). For each detector AUROC and TPR at 1, 5 and 10 % FPR over the
-adversarial images that are misclassified, against all clean ones. The row uniform-noise, of the same radius as FGSM and
-PGD, is a control: images that fool nobody, which a detector of attacks should not flag. "own attack" is the authors'
-setting: a regression for each attack, learnt from images of that very attack.
+Attacks are on the undefended network. For each detector AUROC and TPR at 1, 5 and 10 % FPR over the adversarial images
+that are misclassified, against all clean ones. The row uniform-noise, of the same radius as FGSM and PGD, is a control:
+images that hardly ever fool, which a detector of attacks should not flag. "own attack" is the authors' setting: a
+regression for each attack, learnt from images of that very attack; each is shown the noise, too.
+
+Leave-one-out is what costs: it is read once per image, and all forms of ``ml-loo`` are made of the same features.
 
 The options are compared on calibration images alone: regressions learn from one half, and are judged on attacks on the
 other.
@@ -12,7 +14,8 @@ other.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -25,43 +28,32 @@ from benchbox import api
 from benchbox.domain import Threat
 from benchbox.engine import search
 from benchbox.registry import Registry
+from benchbox_attributions.dispersion import Statistic
 from benchbox_attributions.leave_one_out import LeaveOneOut, LeaveOneOutOptions
 from benchbox_attributions.units import LAYER, rectified_layers
 from benchbox_defenses.adversarial_pairs import PairOptions, adversarial_pairs
 from benchbox_defenses.detector import halves
+from benchbox_defenses.ml_loo import NAME as ML_LOO
 from benchbox_defenses.regression import fit_regression
 from benchbox_defenses.unit_dispersion import UnitDispersion
 from benchbox_metrics.detection import auroc
-from benchmarks.mnist_cases import mnist, mnist_model
+from benchmarks.ml_loo_cases import NOISE, Case, LeftOut
 
 BATCH = 250
-CARLINI_WAGNER = {"steps": 200, "learning_rate": 0.05, "search_steps": 5, "initial_c": 1.0}
-ATTACKS: dict[str, tuple[dict[str, Any], Any]] = {
-    "fgsm": ({}, "linf"),
-    "pgd": ({"steps": 40}, "linf"),
-    "carlini-wagner": (CARLINI_WAGNER, "l2"),
-}
-NOISE = "uniform-noise"
 DETECTORS: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    ("ml-loo", "ml-loo", {}),
-    ("ml-loo, skip 0.1", "ml-loo", {"skip_below": 0.1}),
-    ("ml-loo single, std", "ml-loo", {"form": "single", "statistics": ["std"]}),
     ("IG-IQR", "attribution-detector", {"method": "integrated-gradients", "statistic": "iqr"}),
     ("IG-std", "attribution-detector", {"method": "integrated-gradients", "statistic": "std"}),
     ("lid", "lid", {}),
     ("mahalanobis-features", "mahalanobis-features", {}),
     ("kernel-density", "kernel-density", {}),
 )
-PUBLISHED: dict[str, tuple[float, float, float]] = {  # AUROC on an MNIST CNN: Yang et al., supplement
-    "ml-loo, own attack": (1.000, 1.000, 1.000),
-    "lid": (0.780, 0.902, 1.000),
-    "mahalanobis-features": (0.967, 0.736, 0.957),
-    "kernel-density": (0.744, 0.766, 0.893),
-}
 RATES = (0.01, 0.05, 0.1)
 SKIPS = (None, 0.0, 0.1)
-STATISTICS = ("iqr", "std")
+STATISTICS: tuple[Statistic, ...] = ("iqr", "std")
+SUFFIXES = ("", " std")
+"""How the forms of ``ml-loo`` with these statistics are called."""
 LEARNT_FROM: tuple[Literal["pgd", "nearest"], ...] = ("pgd", "nearest")
+CLEAN, KNOWN, LEARNT = "clean", "known", "learnt"
 
 
 class Sizes(NamedTuple):
@@ -73,9 +65,48 @@ class Sizes(NamedTuple):
     pairs: int
 
 
-def attacked(model: nn.Module, test: api.Examples, name: str, eps: float) -> Tensor:
+class Material(NamedTuple):
+    """What a table is made of: ``right`` are the test images (n,) that the model classifies correctly."""
+
+    model: nn.Module
+    calibration: api.Examples
+    clean: Tensor
+    right: Tensor
+    adversarial: Mapping[str, Tensor]
+
+
+class Features:
+    """The features of the images of each name, read when they are first asked for.
+
+    For each of STATISTICS (n, units), the predicted class's probability last.
+    """
+
+    def __init__(
+        self, model: nn.Module, images: Mapping[str, Tensor], left_out: LeftOut, skip_below: float | None
+    ) -> None:
+        self.images, self._found = images, dict[str, tuple[Tensor, ...]]()
+        units = [f"{LAYER}{name}" for name in rectified_layers(model, next(iter(images.values()))[:16])]
+        options = LeaveOneOutOptions(features=left_out)
+        loo = LeaveOneOut(model, [*units, "probabilities", "predicted-probability"], options)
+        self.read = UnitDispersion(loo, STATISTICS, skip_below, samples=1)
+
+    def __getitem__(self, name: str) -> tuple[Tensor, ...]:
+        if name not in self._found:
+            images, started = self.images[name], time.process_time()
+            with torch.no_grad():
+                self._found[name] = self.read(images).chunk(len(STATISTICS), 1)
+            each = (time.process_time() - started) / max(1, len(images))
+            print(f"leave-one-out, {name}: {len(images)} images, {each:.2f} s each", file=sys.stderr, flush=True)
+        return self._found[name]
+
+
+Score = Callable[[str], Tensor]
+"""The scores (n,) of the images of a name."""
+
+
+def attacked(case: Case, model: nn.Module, test: api.Examples, name: str, eps: float) -> Tensor:
     """The images with which the attack succeeds; of noise, all."""
-    options, norm = ATTACKS.get(name, ({}, "linf"))
+    options, norm = case.attacks.get(name, ({}, "linf"))
     plugin = Registry.discover().create("attack", name, options)
     threat = Threat(norm, float("inf") if norm == "l2" else eps)
     target = api.AttackTarget(model, num_classes=10)
@@ -85,68 +116,107 @@ def attacked(model: nn.Module, test: api.Examples, name: str, eps: float) -> Ten
 
 
 @torch.no_grad()
+def right(model: nn.Module, examples: api.Examples) -> Tensor:
+    return model(examples.images).argmax(1) == examples.labels
+
+
 def correct(model: nn.Module, examples: api.Examples) -> api.Examples:
-    return examples.take(model(examples.images).argmax(1) == examples.labels)
+    return examples.take(right(model, examples))
 
 
-def dispersions(model: nn.Module, images: Tensor, statistics: Any, skip_below: float | None) -> UnitDispersion:
-    """The features of ``ml-loo``, of all its units."""
-    units = [f"{LAYER}{name}" for name in rectified_layers(model, images[:16])]
-    loo = LeaveOneOut(model, [*units, "probabilities", "predicted-probability"], LeaveOneOutOptions(features="values"))
-    return UnitDispersion(loo, statistics, skip_below, samples=1)
-
-
-def table(sizes: Sizes, out: Path) -> None:
-    """Write ``table.md``, anew after each detector."""
-    model, test = mnist_model("mnist-cnn"), mnist("test", sizes.examples)
-    calibration = mnist("calibration", sizes.calibration)
+def table(case: Case, sizes: Sizes, out: Path) -> None:
+    """Write the case's table, anew after each row."""
+    model, test = case.network(), case.examples("test", sizes.examples)
     attackable = correct(model, test)
-    adversarial = {name: attacked(model, attackable, name, sizes.eps) for name in (*ATTACKS, NOISE)}
+    adversarial = {name: attacked(case, model, attackable, name, sizes.eps) for name in (*case.attacks, NOISE)}
+    calibration = case.examples("calibration", sizes.calibration)
+    material = Material(model, calibration, test.images, right(model, test), adversarial)
     counts = ", ".join(f"{name} {len(images)}" for name, images in adversarial.items())
+    harmless = int(right(model, api.Examples(adversarial[NOISE], attackable.labels)).sum())
     title = (
-        f"mnist-cnn (standard), eps {sizes.eps:g} in L-inf, {len(test)} test images of which {len(attackable)} are "
-        f"attacked, {sizes.calibration} calibration images, at most {sizes.pairs} pairs. Adversarial images: {counts}."
-        "\nPublished: AUROC on the MNIST CNN of the paper's supplement, a regression learnt from each attack.\n"
+        f"{case.network_name}, eps {sizes.eps:.3g} in L-inf, {len(test)} test images of which {len(attackable)} are "
+        f"attacked, {sizes.calibration} calibration images, at most {sizes.pairs} pairs. Images: {counts}, of "
+        f"which noise leaves {harmless} classified correctly. ml-loo leaves out {case.left_out}.\nAUROC and TPR are "
+        "against all clean images; as in the paper: AUROC against those that are classified correctly.\nPublished: "
+        f"that on the {case.theirs} of the paper's supplement, a regression learnt from each attack.\n"
     )
     rows: list[list[Any]] = []
-    for label, lines in _detectors(model, calibration, test.images, adversarial, sizes):
-        rows += [[label, *line] for line in lines]
-        headers = ("detector", "attack", "AUROC", "published", *(f"TPR at {rate:.0%} FPR" for rate in RATES))
-        _write(out / "table.md", title, rows, headers)
-        print(f"{label}: done", file=sys.stderr, flush=True)
-    print((out / "table.md").read_text())
+    rates = (f"TPR at {rate:.0%} FPR" for rate in RATES)
+    headers = ("detector", "attack", "AUROC", "as in the paper", "published", *rates)
+    for found in (_by_plugin(case, material), _of_ml_loo(case, material, sizes)):
+        for label, attack, low, high in found:
+            rows.append([label, attack, *line(material.right, low, high, case.published.get(label, {}).get(attack))])
+            _write(out / f"{case.name}.md", title, rows, headers)
+    print((out / f"{case.name}.md").read_text())
 
 
-def _detectors(
-    model: nn.Module, calibration: api.Examples, clean: Tensor, adversarial: dict[str, Tensor], sizes: Sizes
-) -> Iterator[tuple[str, list[list[Any]]]]:
-    """The rows of each detector, without its name."""
+Row = tuple[str, str, Tensor, Tensor]
+"""Detector, attack, and the scores of clean and of attacked images."""
+
+
+def _by_plugin(case: Case, material: Material) -> Iterator[Row]:
+    """All detectors but ``ml-loo``."""
     for label, name, options in DETECTORS:
-        learns = name == "ml-loo" and options.get("form") != "single"
-        chosen = options | ({"eps": sizes.eps, "pairs": sizes.pairs} if learns else {})
-        detector = Registry.discover().create("defense", name, chosen)
+        detector = Registry.discover().create("defense", name, options)
         try:
-            protected = detector.protect(model, calibration, torch.Generator().manual_seed(0))
+            protected = detector.protect(material.model, material.calibration, torch.Generator().manual_seed(0))
         except api.ContractError as error:  # such as an interquartile range that is 0 on every image
             print(f"{label}: {error}", file=sys.stderr)
-            yield label, [["cannot be fitted"]]
+            yield label, "cannot be fitted", torch.zeros(len(material.clean)), torch.zeros(0)
             continue
-        low = scores(protected, clean)
-        lines = ([attack, *line(label, attack, low, scores(protected, part))] for attack, part in adversarial.items())
-        yield label, list(lines)
-    yield "ml-loo, own attack", list(_own_attack(model, calibration, clean, adversarial, sizes))
+        low = scores(protected, material.clean)
+        for attack, part in material.adversarial.items():
+            yield label, attack, low, scores(protected, part)
+        print(f"{label}: done", file=sys.stderr, flush=True)
 
 
-def _own_attack(
-    model: nn.Module, calibration: api.Examples, clean: Tensor, adversarial: dict[str, Tensor], sizes: Sizes
-) -> Iterator[list[Any]]:
-    label, features = "ml-loo, own attack", dispersions(model, clean, ["iqr"], None)
-    learnt_on = correct(model, calibration).head(sizes.pairs)
-    low, known = features(clean), features(learnt_on.images)
-    for attack in ATTACKS:
-        learnt_from = features(attacked(model, learnt_on, attack, sizes.eps))
-        regression = fit_regression(known, learnt_from, scaling=False, who=label)
-        yield [attack, *line(label, attack, regression(low), regression(features(adversarial[attack])))]
+def _of_ml_loo(case: Case, material: Material, sizes: Sizes) -> Iterator[Row]:
+    """``ml-loo`` in all its forms."""
+    model, adversarial = material.model, material.adversarial
+    known, learnt = learning_pairs(model, material.calibration, sizes)
+    labelled = api.Examples(known, model(known).argmax(1))  # they are classified correctly
+    own = {f"own {attack}": attacked(case, model, labelled, attack, sizes.eps) for attack in case.attacks}
+    images = {CLEAN: material.clean, KNOWN: known, LEARNT: learnt, **adversarial, **own}
+    for skip in case.skips:
+        features = Features(model, images, case.left_out, skip)
+        suffix = "" if skip is None else f", skip {skip:g}"
+        for label, score in forms(features):
+            for attack in adversarial:
+                yield f"{label}{suffix}", attack, score(CLEAN), score(attack)
+        for label, attack, score in own_forms(features, case.attacks) if skip is None else ():
+            yield label, attack, score(CLEAN), score(attack)
+            yield label, f"{NOISE} after {attack}", score(CLEAN), score(NOISE)
+
+
+def learning_pairs(model: nn.Module, calibration: api.Examples, sizes: Sizes) -> tuple[Tensor, Tensor]:
+    """What ``ml-loo`` learns from: images that are classified correctly, and their adversarial versions."""
+    fit, _ = halves(model, calibration, ML_LOO)
+    return adversarial_pairs(model, fit, PairOptions(eps=sizes.eps, pairs=sizes.pairs), ML_LOO)
+
+
+def forms(features: Features) -> Iterator[tuple[str, Score]]:
+    """The detector in all forms that it has as a plugin: its score of the images of a name."""
+    for number, suffix in enumerate(SUFFIXES):
+        label = f"ml-loo{suffix}"
+        yield label, _regression(features, number, LEARNT, label)
+        yield f"ml-loo single{suffix}", _single(features, number)
+
+
+def own_forms(features: Features, attacks: Iterable[str]) -> Iterator[tuple[str, str, Score]]:
+    """The authors' setting: a regression for each attack."""
+    for (number, suffix), attack in product(enumerate(SUFFIXES), attacks):
+        label = f"ml-loo{suffix}, own attack"
+        yield label, attack, _regression(features, number, f"own {attack}", label)
+
+
+def _single(features: Features, number: int) -> Score:
+    return lambda name: features[name][number][:, -1]
+
+
+def _regression(features: Features, number: int, learnt_from: str, label: str) -> Score:
+    known, learnt = (features[name][number] for name in (KNOWN, learnt_from))
+    regression = fit_regression(known, learnt, scaling=False, who=label)
+    return lambda name: regression(features[name][number])
 
 
 def scores(protected: api.Protected, images: Tensor) -> Tensor:
@@ -156,52 +226,47 @@ def scores(protected: api.Protected, images: Tensor) -> Tensor:
     return torch.cat(parts).nan_to_num(torch.inf, torch.inf, torch.inf)
 
 
-def line(label: str, attack: str, clean: Tensor, adversarial: Tensor) -> Iterable[float | None]:
-    """AUROC, ours and published, and TPR at each rate; thresholds never refuse more than it of the clean images."""
-    yield auroc(clean.numpy(), adversarial.numpy()).value
-    yield dict(zip(ATTACKS, PUBLISHED.get(label, ()), strict=False)).get(attack)
-    for rate in RATES:
-        threshold = api.conservative_threshold(clean.numpy(), rate)
-        yield float((adversarial > threshold).float().mean()) if len(adversarial) else None
+def line(right: Tensor, clean: Tensor, adversarial: Tensor, published: float | None) -> list[float | None]:
+    """AUROC against all clean images and against the ``right`` ones, the published one, and TPR at each rate, whose
+    thresholds never refuse more than it of the clean images.
+    """
+    low, high = clean.numpy(), adversarial.numpy()
+    thresholds = [api.conservative_threshold(low, rate) for rate in RATES]
+    found = [float((high > threshold).mean()) if len(high) else None for threshold in thresholds]
+    return [auroc(low, high).value, auroc(clean[right].numpy(), high).value, published, *found]
 
 
-def choice(sizes: Sizes, out: Path) -> None:
-    """Write ``choice.md``: what the detector's options are worth on calibration images that nothing was learnt from."""
-    model = mnist_model("mnist-cnn")
-    fit, judge = halves(model, mnist("calibration", sizes.calibration), "choice")
+def choice(case: Case, sizes: Sizes, out: Path) -> None:
+    """Write what the detector's options are worth on calibration images that nothing was learnt from."""
+    model = case.network()
+    fit, judge = halves(model, case.examples("calibration", sizes.calibration), "choice")
     judge = correct(model, judge).head(sizes.examples)
     learnt = {
         attack: adversarial_pairs(model, fit, PairOptions(attack=attack, eps=sizes.eps, pairs=sizes.pairs), "choice")
         for attack in LEARNT_FROM
     }
-    images = {name: attacked(model, judge, name, sizes.eps) for name in ATTACKS} | {"clean": judge.images}
+    images = {CLEAN: judge.images} | {name: attacked(case, model, judge, name, sizes.eps) for name in case.attacks}
+    images |= {KNOWN: learnt["pgd"][0]} | {f"learnt {attack}": pairs[1] for attack, pairs in learnt.items()}
     rows: list[tuple[float, list[Any]]] = []
     for skip in SKIPS:
-        features = dispersions(model, judge.images, STATISTICS, skip)
-        seen = {name: _by_statistic(features(part)) for name, part in images.items()}
-        known = _by_statistic(features(learnt["pgd"][0]))
-        far, near = (_by_statistic(features(learnt[attack][1])) for attack in LEARNT_FROM)
+        features = Features(model, images, case.left_out, skip)
         for number, source in product(range(len(STATISTICS)), (*LEARNT_FROM, "both")):
-            even = (torch.arange(len(known[number])) % 2 == 1)[:, None]
-            both = torch.where(even, near[number], far[number])
-            learnt_from = {"pgd": far[number], "nearest": near[number], "both": both}[source]
-            regression = fit_regression(known[number], learnt_from, scaling=False, who="choice")
-            low, *high = (regression(seen[name][number]).numpy() for name in ("clean", *ATTACKS))
+            known, far, near = (features[name][number] for name in (KNOWN, "learnt pgd", "learnt nearest"))
+            even = (torch.arange(len(known)) % 2 == 1)[:, None]
+            learnt_from = {"pgd": far, "nearest": near, "both": torch.where(even, near, far)}[source]
+            regression = fit_regression(known, learnt_from, scaling=False, who="choice")
+            low, *high = (regression(features[name][number]).numpy() for name in (CLEAN, *case.attacks))
             areas = [auroc(low, part).value or 0.0 for part in high]
             worst = min(areas)
             rows.append((worst, [source, STATISTICS[number], "no" if skip is None else skip, *areas, worst]))
-        print(f"skip_below {skip}: done", file=sys.stderr, flush=True)
     title = (
-        f"AUROC on {len(judge)} calibration images of the half that nothing was learnt from, mnist-cnn (standard), eps "
-        f"{sizes.eps:g}, at most {sizes.pairs} pairs of the other half; the best worst case first.\n"
+        f"AUROC on {len(judge)} calibration images of the half that nothing was learnt from, {case.network_name}, eps "
+        f"{sizes.eps:.3g}, at most {sizes.pairs} pairs of the other half; the best worst case first.\n"
     )
     ordered = [row for _, row in sorted(rows, key=lambda row: -row[0])]
-    _write(out / "choice.md", title, ordered, ("learnt from", "statistic", "skip_below", *ATTACKS, "worst"))
-    print((out / "choice.md").read_text())
-
-
-def _by_statistic(features: Tensor) -> tuple[Tensor, ...]:
-    return features.chunk(len(STATISTICS), 1)
+    path = out / f"{case.name}-choice.md"
+    _write(path, title, ordered, ("learnt from", "statistic", "skip_below", *case.attacks, "worst"))
+    print(path.read_text())
 
 
 def _write(path: Path, title: str, rows: list[list[Any]], headers: Iterable[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Self
 
 from pydantic import Field, model_validator
@@ -31,23 +32,26 @@ class Block(nn.Module):
         return functional.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
 
 
-class SmallResNet18(nn.Module):
-    """A 3×3 stem without pooling, then 4 stages of 2 blocks with 64, 128, 256, 512 channels: 11.2 million weights."""
+class SmallResNet(nn.Module):
+    """A 3×3 stem without pooling, then a stage of ``blocks`` blocks for each of ``channels``, each half as large."""
 
-    def __init__(self, num_classes: int, normalise: Normalise) -> None:
+    def __init__(self, channels: Sequence[int], blocks: int, num_classes: int, normalise: Normalise) -> None:
         super().__init__()
         self.normalise = normalise
-        self.conv1 = nn.Conv2d(len(normalise.mean), 64, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
-        self.layer1 = nn.Sequential(Block(64, 64, 1), Block(64, 64, 1))
-        self.layer2 = nn.Sequential(Block(64, 128, 2), Block(128, 128, 1))
-        self.layer3 = nn.Sequential(Block(128, 256, 2), Block(256, 256, 1))
-        self.layer4 = nn.Sequential(Block(256, 512, 2), Block(512, 512, 1))
-        self.linear = nn.Linear(512, num_classes)
+        self.conv1 = nn.Conv2d(len(normalise.mean), channels[0], 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels[0])
+        self.stages = [f"layer{number}" for number in range(1, len(channels) + 1)]
+        before = channels[0]
+        for name, width in zip(self.stages, channels, strict=True):
+            first = Block(before, width, 1 if name == self.stages[0] else 2)
+            self.add_module(name, nn.Sequential(first, *(Block(width, width, 1) for _ in range(blocks - 1))))
+            before = width
+        self.linear = nn.Linear(before, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         out = functional.relu(self.bn1(self.conv1(self.normalise(x))))
-        out = self.layer4(self.layer3(self.layer2(self.layer1(out))))
+        for name in self.stages:
+            out = self.get_submodule(name)(out)
         return self.linear(out.mean((2, 3)))
 
 
@@ -69,11 +73,12 @@ class ResNet18Options(WeightOptions):
 
 
 class ResNet18(NetworkModel):
-    """ResNet-18 as it is used on 32×32 and 64×64 images."""
+    """ResNet-18 as it is used on 32×32 and 64×64 images: 11.2 million weights."""
 
     name = "resnet18"
     Options = ResNet18Options
     options: ResNet18Options
 
     def build(self) -> nn.Module:
-        return SmallResNet18(self.options.num_classes, Normalise(self.options.mean, self.options.std))
+        normalise = Normalise(self.options.mean, self.options.std)
+        return SmallResNet((64, 128, 256, 512), 2, self.options.num_classes, normalise)

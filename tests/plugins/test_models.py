@@ -29,7 +29,7 @@ def registry() -> Registry:
 def test_all_built_in_models_are_offered(registry: Registry) -> None:
     names = {offer.name for offer in registry.offers("model") if offer.provider == "benchbox"}
 
-    assert names >= {"checkpoint", "digits-cnn", "ground-model", "mnist-cnn", "resnet18", "torchvision"}
+    assert names >= {"checkpoint", "cifar-resnet", "digits-cnn", "ground-model", "mnist-cnn", "resnet18", "torchvision"}
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,8 @@ def test_all_built_in_models_are_offered(registry: Registry) -> None:
         ("ground-model", {"number": 1}, (1, 28, 28), 10),
         ("ground-model", {"number": 6}, (1, 28, 28), 10),
         ("resnet18", {}, (3, 32, 32), 10),
+        ("cifar-resnet", {}, (3, 32, 32), 10),
+        ("cifar-resnet", {"depth": 8, "in_channels": 1, "mean": [0.5], "std": [0.5], "num_classes": 4}, (1, 16, 16), 4),
         ("resnet18", {"in_channels": 1, "mean": [0.5], "std": [0.5], "num_classes": 4}, (1, 16, 16), 4),
         ("torchvision", {"arch": "squeezenet1_1", "num_classes": 7}, (3, 64, 64), 7),
     ],
@@ -121,6 +123,24 @@ def test_resnet18_computes_what_torchvisions_does_with_a_small_stem(
 
     torch.testing.assert_close(logits, expected)
     assert sum(parameter.numel() for parameter in ours.parameters()) == 11_173_962
+
+
+@pytest.mark.parametrize(("depth", "millions"), [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85)])
+def test_the_cifar_resnets_have_their_published_sizes(
+    create_model: Callable[..., Any], tmp_path: Path, depth: int, millions: float
+) -> None:
+    """He et al. 2016, Table 6, where shortcuts have no weights."""
+    model = create_model("cifar-resnet", depth=depth).load(tmp_path)
+
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters() if "shortcut" not in name}
+
+    assert round(sum(sizes.values()) / 1e6, 2) == millions
+    assert sum(name.endswith(("conv1.weight", "conv2.weight", "linear.weight")) for name in sizes) == depth
+
+
+def test_a_depth_that_no_whole_blocks_make_is_refused(create_model: Callable[..., Any]) -> None:
+    with pytest.raises(OptionError, match=r"depth is 6 n \+ 2, such as 8, 14 or 20, not 18"):
+        create_model("cifar-resnet", depth=18)
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def test_there_are_standard_and_robust_weights_of_both_networks() -> None:
     names = {card.stem for card in CARDS}
 
     shipped = {f"{net}-{kind}" for net in ("digits-cnn", "mnist-cnn") for kind in ("standard", "pgd")}
-    assert names == shipped | {"ground-model-2", "ground-model-6"}
+    assert names == shipped | {"cifar-resnet-standard", "ground-model-2", "ground-model-6"}
 
 
 @pytest.mark.parametrize("path", CARDS, ids=lambda path: path.stem)
@@ -91,6 +91,23 @@ def test_mnist_weights_are_as_good_as_their_card_says(
         assert (card["attack"]["eps"], card["attack"]["steps"], card["attack"]["restarts"]) == (0.3, 40, 5)
         assert card["robust_accuracy"] >= robust
         assert float(mask.double().mean()) >= robust
+
+
+def test_the_cifar_resnet_is_as_good_as_its_card_says(
+    create_model: Callable[..., Any], registry: Registry, data_dir: Path
+) -> None:
+    card = json.loads((SHIPPED / "cifar-resnet-standard.json").read_text())
+    options = {name: value for name, value in card["recipe"]["dataset"].items() if name != "name"}
+    if not (data_dir / options["path"]).is_file():
+        pytest.skip(f"{options['path']} is not in the data folder")
+    test = registry.create("dataset", "image-folder", options).load("test", data_dir).head(1000)
+
+    model = create_model("cifar-resnet", weights="standard").load(data_dir)
+
+    three_errors = 0.045
+    assert card["test"]["examples"] == 10_000
+    assert card["test"]["clean_accuracy"] >= 0.7
+    assert accuracy(model, test) == pytest.approx(card["test"]["clean_accuracy"], abs=three_errors)
 
 
 @pytest.mark.parametrize("number", [2, 6])
