@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from benchbox.api import tensors_of
 from benchbox.domain import Precision
+from benchbox.node_outputs import node_outputs
 from benchbox.precision import Convolve, fast_dtype, quick_gradient
 from benchbox.prefix import storage
 
@@ -159,7 +159,7 @@ def _traced(model: nn.Module, images: Tensor) -> tuple[nn.Module, dict[str, _Rol
         traced = fx.symbolic_trace(model)
     except Exception:  # control flow that depends on values, and whatever else a forward method does
         return model, {name: _Role() for name, part in model.named_modules() if _replaceable(part)}
-    ShapeProp(traced).propagate(images[:1])
+    known = node_outputs(traced, images[:1])
     parts = dict(traced.named_modules())
     calls: dict[str, list[fx.Node]] = {}
     for node in traced.graph.nodes:
@@ -169,7 +169,7 @@ def _traced(model: nn.Module, images: Tensor) -> tuple[nn.Module, dict[str, _Rol
     roles = {}
     for name, nodes in calls.items():
         if _replaceable(parts[name]):
-            sizes = {node.all_input_nodes[0].meta["tensor_meta"].shape[2:] for node in nodes}
+            sizes = {known[node.all_input_nodes[0]].shape[2:] for node in nodes}
             last = any(user.op == "output" for node in nodes for user in node.users)
             norm = str(norms[name].target) if name in norms else None
             roles[name] = _Role(norm, sizes.pop() if len(sizes) == 1 else None, last)

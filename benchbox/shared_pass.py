@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 
 from benchbox import checks
 from benchbox.batcher import is_out_of_memory
 from benchbox.domain import Flag, Precision
 from benchbox.fast_copy import FastCopy, SearchCopy
+from benchbox.node_outputs import node_outputs
 from benchbox.precision import fast_dtype
 from benchbox.prefix import SharedPrefix
 
@@ -294,9 +294,5 @@ def _error(found: Tensor, exact: Tensor) -> float:
 
 def _largest(prefix: SharedPrefix, activations: Activations) -> int:
     """Bytes of the largest tensor that one input becomes in the rest of the forward pass."""
-    rest = prefix.rest
-    ShapeProp(rest).propagate(*activations)
-    metas = [node.meta.get("tensor_meta") for node in rest.graph.nodes if node.op != "get_attr"]
-    return max(
-        (meta.shape.numel() * meta.dtype.itemsize for meta in metas if hasattr(meta, "dtype")), default=1
-    )  # fmt: skip
+    found = node_outputs(prefix.rest, *activations)
+    return max((tensor.nbytes for node, tensor in found.items() if node.op != "get_attr"), default=1)
