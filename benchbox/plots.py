@@ -103,7 +103,8 @@ def heat_map(rows: Sequence[Row]) -> Figure:
     labels = Labels(row.cell for row in rows)
     attacks: dict[str, set[AttackId]] = {}
     for row in rows:
-        attacks.setdefault(labels.attack(row.cell), set()).update(filter(None, [attack_id(row.cell)]))
+        if attack := attack_id(row.cell):
+            attacks.setdefault(labels.attack(row.cell), set()).add(attack)
     found = systems(rows)
     table = [[*(robust_under(system, named) for named in attacks.values()), system.robust] for system in found]
     heads = [*attacks, "worst case"]
